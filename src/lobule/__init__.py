@@ -1,0 +1,101 @@
+"""Lobule: breast-histology classifiers that hold on patients they have never seen.
+
+The public functions are the verbs of the command line; each takes the result of the one before:
+
+    scan -> audit -> split -> train -> (predict -> evaluate) -> report
+
+Names are imported on first use, so that `import lobule` loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Audit": "lobule.data.audit",
+    "Evaluation": "lobule.evaluation.evaluate",
+    "Interval": "lobule.evaluation.intervals",
+    "Leakage": "lobule.training.leakage",
+    "LobuleError": "lobule.errors",
+    "Manifest": "lobule.data.manifest",
+    "Model": "lobule.models.bundle",
+    "Predictions": "lobule.evaluation.predictions",
+    "Recipe": "lobule.training.recipe",
+    "Run": "lobule.run",
+    "audit": "lobule.data.audit",
+    "demo": "lobule.workflow",
+    "doctor": "lobule.doctor",
+    "evaluate": "lobule.evaluation.evaluate",
+    "leakage": "lobule.workflow",
+    "load_model": "lobule.models.bundle",
+    "predict": "lobule.inference.predictor",
+    "read_manifest": "lobule.data.manifest",
+    "read_predictions": "lobule.evaluation.predictions",
+    "report": "lobule.reporting.report",
+    "save_model": "lobule.models.bundle",
+    "scan": "lobule.data.scan",
+    "split": "lobule.workflow",
+    "train": "lobule.workflow",
+    "write_manifest": "lobule.data.manifest",
+    "write_predictions": "lobule.evaluation.predictions",
+}
+
+__all__ = [
+    "Audit",
+    "Evaluation",
+    "Interval",
+    "Leakage",
+    "LobuleError",
+    "Manifest",
+    "Model",
+    "Predictions",
+    "Recipe",
+    "Run",
+    "__version__",
+    "audit",
+    "demo",
+    "doctor",
+    "evaluate",
+    "leakage",
+    "load_model",
+    "predict",
+    "read_manifest",
+    "read_predictions",
+    "report",
+    "save_model",
+    "scan",
+    "split",
+    "train",
+    "write_manifest",
+    "write_predictions",
+]
+
+if TYPE_CHECKING:
+    from lobule.data.audit import Audit, audit
+    from lobule.data.manifest import Manifest, read_manifest, write_manifest
+    from lobule.data.scan import scan
+    from lobule.doctor import doctor
+    from lobule.errors import LobuleError
+    from lobule.evaluation.evaluate import Evaluation, evaluate
+    from lobule.evaluation.intervals import Interval
+    from lobule.evaluation.predictions import Predictions, read_predictions, write_predictions
+    from lobule.inference.predictor import predict
+    from lobule.models.bundle import Model, load_model, save_model
+    from lobule.reporting.report import report
+    from lobule.run import Run
+    from lobule.training.leakage import Leakage
+    from lobule.training.recipe import Recipe
+    from lobule.workflow import demo, leakage, split, train
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lobule' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m lobule`."""
+
+from lobule.cli import main
+
+main()

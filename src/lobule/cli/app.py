@@ -1,0 +1,359 @@
+"""The verbs. Each parses, calls one function, and shows what it returned.
+
+Heavy imports stand inside the verbs, so that `lobule --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lobule import __version__
+from lobule.cli import texts
+from lobule.cli.console import PARTIAL, Verbs, bar, default_cache, emit, say
+from lobule.errors import UsageError, show
+
+if TYPE_CHECKING:
+    from lobule.training.recipe import Recipe
+
+app = typer.Typer(
+    name="lobule",
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Breast-histology classifiers that hold on patients they have never seen.\n\n"
+    "Start with `lobule demo`, or `lobule train DIR -o RUN` on your own folder of images.\n\n"
+    "Research use only. Not for diagnosis.",
+)
+
+Data = Annotated[
+    Path, typer.Argument(help="Folder of images (DIR/<class>/...), or a manifest (.csv, .parquet).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Pattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression with named groups (patient, slide, ...) searched in each path."
+    ),
+]
+Metadata = Annotated[
+    Path | None, typer.Option(help="CSV with a column path (or file) and patient, slide, label ...")
+]
+Root = Annotated[Path | None, typer.Option(help="Folder that the paths of a manifest start from.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="Accept a blocking finding by its code; may be given several times."),
+]
+Backbone = Annotated[str, typer.Option(help="Name of a timm network.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Local .safetensors weights for the backbone.")
+]
+Size = Annotated[
+    int | None, typer.Option(help="Longer side of the input in pixels; default: from the images.")
+]
+Folds = Annotated[int, typer.Option(help="Number of patient folds.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split.")]
+Cache = Annotated[
+    bool, typer.Option(help="Keep features in the cache folder ($LOBULE_CACHE) and reuse them.")
+]
+Sensitivity = Annotated[
+    float, typer.Option(help="Sensitivity that the locked operating point must reach.")
+]
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+
+
+class OnError(StrEnum):
+    """What `predict` does with an image that cannot be read."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+def main() -> None:
+    """Entry point of the `lobule` command."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _lobule(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"lobule {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: lobule scan photographs -o manifest.csv")
+def scan(
+    folder: Annotated[Path, typer.Argument(help="Folder of images, DIR/<class>/...")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help=".csv or .parquet file.")] = None,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    json: Json = False,
+) -> None:
+    """List every image with its class, patient, slide, size and SHA-256."""
+    from lobule.data.manifest import write_manifest
+    from lobule.data.scan import scan as run
+
+    manifest = run(folder, pattern=pattern, metadata=metadata, progress=bar)
+    if out is not None:
+        write_manifest(manifest, out)
+    for file in manifest.skipped:
+        say(f"passed over {show(file.path)}: {file.reason}")
+    emit(texts.scan_text(manifest, out), texts.scan_record(manifest, out), as_json=json)
+
+
+@app.command(epilog="Example: lobule audit photographs")
+def audit(
+    data: Data,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    root: Root = None,
+    allow: Allow = None,
+    json: Json = False,
+) -> None:
+    """Look for unreadable files, duplicates, shared patients and other faults of the data.
+
+    Ends with exit code 3 if a finding would stop training.
+    """
+    from lobule.data.audit import audit as run
+    from lobule.data.audit import check_allowed
+    from lobule.workflow import load_data
+
+    check_allowed(allow or [])
+    manifest = load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar)
+    found = run(manifest, progress=bar)
+    blocking = found.blocking(allow or [])
+    record = {"schema": "lobule.audit/1", **found.to_json(), "blocked": bool(blocking)}
+    emit(texts.audit_text(found), record, as_json=json)
+    if blocking:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: lobule split photographs --test 0.2 --validation 0.2 -o manifest.csv")
+def split(
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help=".csv or .parquet file to write.")],
+    test: Annotated[float, typer.Option(help="Share of patients held out.")] = 0.2,
+    validation: Annotated[float, typer.Option(help="Share of patients for selection.")] = 0.2,
+    folds: Annotated[int | None, typer.Option(help="Deal K folds instead.")] = None,
+    seed: Seed = 0,
+    resplit: Annotated[bool, typer.Option(help="Drop the split that the data came with.")] = False,
+    root: Root = None,
+    allow: Allow = None,
+    json: Json = False,
+) -> None:
+    """Split by patient, stratified by class; a given train/validation layout is checked and kept."""
+    from lobule.data.manifest import write_manifest
+    from lobule.workflow import load_data
+    from lobule.workflow import split as run
+
+    shares = {"train": 1 - test - validation, "validation": validation, "test": test}
+    manifest = run(
+        load_data(data, root=root, progress=bar),
+        shares=None if folds else {part: share for part, share in shares.items() if share},
+        folds=folds,
+        seed=seed,
+        resplit=resplit,
+        allow=allow or [],
+        progress=bar,
+    )
+    write_manifest(manifest, out)
+    column = "fold" if "fold" in manifest.table else "split"
+    record = texts.split_record(manifest, column, out)
+    emit(texts.split_text(record), record, as_json=json)
+
+
+@app.command(epilog="Example: lobule train photographs -o run --folds 5")
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder to make.")],
+    recipe: Annotated[str, typer.Option(help="Recipe: features.")] = "features",
+    folds: Folds = 5,
+    backbone: Backbone = DEFAULT_BACKBONE,
+    weights: Weights = None,
+    size: Size = None,
+    sensitivity: Sensitivity = 0.95,
+    seed: Seed = 0,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    root: Root = None,
+    allow: Allow = None,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Scan, audit, split by patient, fit, evaluate and report in one go."""
+    from lobule.workflow import load_data
+    from lobule.workflow import train as run
+
+    found = run(
+        load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar),
+        out,
+        recipe=_recipe(recipe, folds, backbone, weights, size, sensitivity, seed),
+        allow=allow or [],
+        cache=default_cache() if cache else None,
+        progress=bar,
+    )
+    emit(texts.run_text(found), texts.run_record(found), as_json=json)
+
+
+@app.command(epilog="Example: lobule predict run/model new-photographs -o predictions.csv")
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help=".csv or .parquet file.")] = None,
+    on_error: Annotated[OnError, typer.Option(help="For images that cannot be read.")] = OnError.fail,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Predict images with a saved model; exit code 5 if some were skipped."""
+    from lobule.evaluation.predictions import write_predictions
+    from lobule.inference.predictor import predict as run
+    from lobule.models.bundle import load_model
+
+    predictions = run(
+        load_model(model),
+        images,
+        on_error=on_error.value,
+        cache=default_cache() if cache else None,
+        progress=bar,
+    )
+    if out is not None:
+        write_predictions(predictions, out)
+    for reason in predictions.failed.values():
+        say(f"skipped: {reason}")
+    emit(
+        texts.predictions_text(predictions, out),
+        texts.predictions_record(predictions, out),
+        as_json=json,
+    )
+    if predictions.failed:
+        raise typer.Exit(PARTIAL)
+
+
+@app.command(epilog="Example: lobule evaluate predictions.csv --manifest manifest.csv")
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Predictions table (.csv, .parquet).")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Manifest that knows labels and patients.")
+    ] = None,
+    root: Root = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help=".json file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the patient bootstrap.")] = 0,
+    json: Json = False,
+) -> None:
+    """Compute every figure of a predictions table, with patient-bootstrap intervals.
+
+    Thresholds are those the table carries; nothing is tuned.
+    """
+    from lobule.data.manifest import read_manifest
+    from lobule.evaluation.evaluate import evaluate as run
+    from lobule.evaluation.predictions import read_predictions
+    from lobule.files import write_json
+
+    known = None if manifest is None else read_manifest(manifest, root=root)
+    found = run(read_predictions(predictions, manifest=known), seed=seed)
+    if out is not None:
+        write_json(out, found.to_json())
+    emit(texts.evaluation_text(found), found.to_json(), as_json=json)
+
+
+@app.command(epilog="Example: lobule leakage photographs")
+def leakage(
+    data: Data,
+    folds: Folds = 5,
+    backbone: Backbone = DEFAULT_BACKBONE,
+    weights: Weights = None,
+    size: Size = None,
+    seed: Seed = 0,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    root: Root = None,
+    allow: Allow = None,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Score the same model under random, slide and patient folds: what leakage is worth here."""
+    from lobule.workflow import leakage as run
+    from lobule.workflow import load_data
+
+    found = run(
+        load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar),
+        recipe=_recipe("features", folds, backbone, weights, size, 0.95, seed),
+        allow=allow or [],
+        cache=default_cache() if cache else None,
+        progress=bar,
+    )
+    emit(texts.leakage_text(found), found.to_json(), as_json=json)
+
+
+@app.command(epilog="Example: lobule report run")
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: RUN/report.html.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make report.html again from the files of a run."""
+    from lobule.reporting.report import report as make
+
+    written = make(run, out=out)
+    emit(f"report: {show(written)}", {"schema": "lobule.report/1", "report": str(written)},
+         as_json=json)  # fmt: skip
+
+
+@app.command(epilog="Example: lobule demo")
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to make.")] = Path("lobule-demo"),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Draw made-up tissue of 24 patients and run the whole job on it, offline."""
+    from lobule.workflow import demo as run
+
+    found = run(out, seed=seed, progress=bar)
+    emit(texts.run_text(found), texts.run_record(found), as_json=json)
+
+
+@app.command(epilog="Example: lobule doctor")
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what is missing, and how to mend it; exit code 1 if something is."""
+    from lobule.doctor import doctor as run
+
+    checks = run()
+    record: dict[str, Any] = {"schema": "lobule.doctor/1", "checks": [vars(c) for c in checks]}
+    emit(texts.doctor_text(checks), record, as_json=json)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def _recipe(
+    name: str,
+    folds: int,
+    backbone: str,
+    weights: Path | None,
+    size: int | None,
+    sensitivity: float,
+    seed: int,
+) -> Recipe:
+    from lobule.training.recipe import Recipe
+
+    if weights is not None and not weights.exists():
+        raise UsageError(f"--weights {show(weights)}: no such file")
+    return Recipe(
+        name=name,
+        backbone=backbone,
+        weights=weights,
+        long_side_px=size,
+        folds=folds,
+        sensitivity=sensitivity,
+        seed=seed,
+    )

@@ -1,0 +1,212 @@
+"""What the verbs print: short text for people and the JSON record for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lobule.errors import show
+
+if TYPE_CHECKING:
+    from lobule.data.audit import Audit
+    from lobule.data.manifest import Manifest
+    from lobule.doctor import Check
+    from lobule.evaluation.evaluate import Evaluation
+    from lobule.evaluation.intervals import Interval
+    from lobule.evaluation.predictions import Predictions
+    from lobule.run import Run
+    from lobule.training.leakage import Leakage
+
+
+def scan_record(manifest: Manifest, out: Path | None) -> dict[str, Any]:
+    """Return counts, the rows and what was passed over."""
+    return {
+        "schema": "lobule.scan/1",
+        "root": str(manifest.root),
+        "out": None if out is None else str(out),
+        "n_images": len(manifest),
+        "n_patients": int(manifest.table["patient"].nunique()),
+        "patients_known": manifest.patients_known,
+        "skipped": [vars(file) for file in manifest.skipped],
+        "images": _rows(manifest.table),
+    }
+
+
+def scan_text(manifest: Manifest, out: Path | None) -> str:
+    """Return a table of images, slides and patients by split and class."""
+    table = manifest.table
+    grouped = table.assign(split=table["split"].fillna("-"), label=table["label"].fillna("?"))
+    counts = grouped.groupby(["split", "label"]).agg(
+        images=("path", "size"), slides=("slide", "nunique"), patients=("patient", "nunique")
+    )
+    lines = [f"{len(manifest)} images below {show(manifest.root)}"]
+    lines += [f"  {split:<11}{'class':<20}{'images':>8}{'slides':>8}{'patients':>10}"
+              for split in ["split"]]  # fmt: skip
+    lines += [
+        f"  {split:<11}{show(label):<20}{row.images:>8}{row.slides:>8}{row.patients:>10}"
+        for (split, label), row in counts.iterrows()
+    ]
+    if not manifest.patients_known:
+        n = int(table["patient"].isna().sum())
+        lines.append(f"patients unknown for {n} image(s): name them with --pattern or --metadata")
+    if out is not None:
+        lines.append(f"manifest: {show(out)}")
+        if out.suffix.lower() == ".csv":
+            lines.append(f"  a CSV does not hold the root; read it with --root {show(manifest.root)}")
+    return "\n".join(lines)
+
+
+def audit_text(found: Audit) -> str:
+    """Return one block a finding, worst first."""
+    who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
+    lines = [f"{found.n_images} images, {who}: {len(found.findings)} finding(s)"]
+    for finding in found.findings:
+        lines.append(f"{finding.severity:<9}{finding.code}: {finding.message}")
+        lines += [f"           {show(file)}" for file in finding.files[:10]]
+        if len(finding.files) > 10:
+            lines.append(f"           and {len(finding.files) - 10} more (--json lists all)")
+    return "\n".join(lines)
+
+
+def split_record(manifest: Manifest, column: str, out: Path) -> dict[str, Any]:
+    """Return images and patients of each part and class."""
+    parts = []
+    for (part, label), rows in manifest.table.groupby([column, "label"]):
+        parts.append({
+            "part": str(part), "label": label, "n_images": len(rows),
+            "n_patients": int(rows["patient"].nunique()),
+        })  # fmt: skip
+    return {
+        "schema": "lobule.split/1",
+        "out": str(out),
+        "column": column,
+        "patients_known": manifest.patients_known,
+        "parts": parts,
+    }
+
+
+def split_text(record: dict[str, Any]) -> str:
+    """Return the parts as a table."""
+    lines = [f"  {record['column']:<12}{'class':<20}{'images':>8}{'patients':>10}"]
+    lines += [
+        f"  {p['part']:<12}{show(p['label']):<20}{p['n_images']:>8}{p['n_patients']:>10}"
+        for p in record["parts"]
+    ]
+    if not record["patients_known"]:
+        lines.append("patients unknown: images of one patient may lie in two parts")
+    return "\n".join([*lines, f"manifest: {show(record['out'])}"])
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Return where everything lies and the figures."""
+    return {
+        "schema": "lobule.train/1",
+        "run": str(run.folder),
+        "report": str(run.folder / "report.html"),
+        "model": str(run.folder / "model"),
+        "model_id": run.model.id,
+        "audit": run.audit.to_json(),
+        "evaluation": run.evaluation.to_json(),
+        "leakage": run.leakage.to_json(),
+    }
+
+
+def run_text(run: Run) -> str:
+    """Return findings in a line, figures, leakage and where the report lies."""
+    told = [f"audit: {f.severity} {f.code}: {f.message}" for f in run.audit.findings
+            if f.severity != "note"]  # fmt: skip
+    return "\n".join([
+        *told,
+        evaluation_text(run.evaluation),
+        leakage_text(run.leakage),
+        f"model: {show(run.folder / 'model')} ({run.model.id})",
+        f"report: {show(run.folder / 'report.html')}",
+        "Research use only. Not for diagnosis.",
+    ])  # fmt: skip
+
+
+def evaluation_text(found: Evaluation) -> str:
+    """Return the figures of every level at the last (strictest) decision rule."""
+    who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
+    lines = [f"{found.source}: {found.n_images} images, {who}; 95% patient-bootstrap intervals"]
+    for level, figures in found.levels.items():
+        decision = figures.decisions[-1]
+        lines.append(f"  {level} level ({figures.n_units}), decisions at {decision.rule}")
+        shown = {**figures.metrics, **decision.metrics}
+        lines += [f"    {name:<20}{_interval(value)}" for name, value in shown.items()]
+        for name, baseline in found.baselines.items():
+            auc = baseline[level].metrics["roc_auc"]
+            lines.append(f"    {'roc_auc of ' + name:<20} {_interval(auc)}")
+    return "\n".join(lines)
+
+
+def leakage_text(found: Leakage) -> str:
+    """Return the three AUCs and their difference."""
+    lines = [
+        f"leakage meter: image ROC AUC, {found.folds} folds, {found.n_images} images, "
+        f"{found.n_slides} slides, {found.n_patients} patients, input {found.long_side_px} px"
+    ]
+    lines += [f"    {name + ' folds':<20}{_interval(auc)}" for name, auc in found.auc.items()]
+    lines.append(f"    {'inflation':<20}{_interval(found.inflation)}")
+    if not found.patients_known:
+        lines.append("    patients unknown: the patient folds are folds of images here")
+    return "\n".join(lines)
+
+
+def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, Any]:
+    """Return the rows and the model's identity."""
+    table = predictions.table
+    shown = [c for c in table.columns if c == "path" or c.startswith("prob_") or c == "decision"]
+    identity = {
+        name: str(table[name].iloc[0]) for name in ("model", "weights", "preprocessing")
+    }
+    return {
+        "schema": "lobule.predict/1",
+        **identity,
+        "threshold": float(table["threshold"].iloc[0]) if "threshold" in table else None,
+        "out": None if out is None else str(out),
+        "predictions": _rows(table[shown]),
+        "failed": dict(predictions.failed),
+        "notice": "Research use only. Not for diagnosis.",
+    }
+
+
+def predictions_text(predictions: Predictions, out: Path | None) -> str:
+    """Return a line an image, or counts where they were written to a file."""
+    table = predictions.table
+    if out is not None:
+        counts = ", ".join(f"{n} {show(c)}" for c, n in table["decision"].value_counts().items())
+        return f"{len(table)} images: {counts}\npredictions: {show(out)}"
+    last = f"prob_{predictions.classes[-1]}"
+    return "\n".join(
+        f"{row[last]:.4f}  {row['decision']:<12} {show(row['path'])}"
+        for _, row in table.iterrows()
+    )
+
+
+def doctor_text(checks: Sequence[Check]) -> str:
+    """Return a line a check, with the fix below those that failed."""
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok' if check.ok else 'FAULT':<6}{check.name:<34}{check.found}")
+        if check.fix:
+            lines.append(f"      fix: {check.fix}")
+    return "\n".join(lines)
+
+
+def _interval(interval: Interval) -> str:
+    if interval.reason and pd.isna(interval.estimate):
+        return f"undefined: {interval.reason}"
+    if pd.isna(interval.low):
+        return f"{interval.estimate:.3f} (no interval: {interval.reason})"
+    return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows of plain types; missing values are None."""
+    plain = table.astype(object).where(table.notna(), None)
+    records: list[dict[str, Any]] = plain.to_dict(orient="records")
+    return records

@@ -1,0 +1,1 @@
+"""Images, manifests, audits and splits: everything before a network."""

@@ -1,0 +1,346 @@
+"""What is wrong with the data before anything is learned from it.
+
+An audit is a list of findings, each with a code, a severity and the files it is about. Findings
+of severity "blocking" stop training; those in OVERRIDABLE can be accepted by their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lobule.data.duplicates import Fingerprint, find_near_duplicates, fingerprint
+from lobule.data.images import decode, read_file, read_header
+from lobule.data.layouts import read_name
+from lobule.data.manifest import Manifest, Skipped
+from lobule.errors import DataError, ImageError, UsageError, name_some, show
+from lobule.progress import Progress, no_progress
+
+Severity = Literal["blocking", "warning", "note"]
+
+OVERRIDABLE = {
+    "unreadable": "leave unreadable images out",
+    "patients-unknown": "treat every image of unknown patient as a patient of its own",
+    "patient-in-two-splits": "keep a split that has a patient on both sides",
+    "duplicate-in-two-splits": "keep a split that has the same photograph on both sides",
+    "duplicate-in-two-classes": "keep the same photograph under two classes",
+}
+"""Blocking codes that `--allow CODE` accepts, and what that means."""
+
+FEW_PATIENTS = 5
+"""Below this many patients in a class, figures for it say little (see docs/concepts.md)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing, with the files it is about."""
+
+    code: str
+    severity: Severity
+    message: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings, worst first, and the pairs of rows that show the same photograph."""
+
+    findings: tuple[Finding, ...]
+    n_images: int
+    n_patients: int
+    patients_known: bool
+    duplicates: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+
+    def blocking(self, allow: Sequence[str] = ()) -> list[Finding]:
+        """Return the blocking findings whose code is not in `allow`."""
+        return [f for f in self.findings if f.severity == "blocking" and f.code not in allow]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types, without the row pairs (the findings name the files)."""
+        fields = asdict(self)
+        del fields["duplicates"]
+        return fields
+
+
+def check_allowed(codes: Sequence[str]) -> None:
+    """Refuse a code that no override exists for; raises UsageError naming those that do."""
+    for code in codes:
+        if code not in OVERRIDABLE:
+            raise UsageError(
+                f"--allow {code!r} is not a finding that can be accepted",
+                fix="these can: " + ", ".join(OVERRIDABLE),
+            )
+
+
+def require_clean(audit: Audit, allow: Sequence[str] = ()) -> None:
+    """Raise DataError if a blocking finding is left that is not in `allow`."""
+    check_allowed(allow)
+    blocking = audit.blocking(allow)
+    if not blocking:
+        return
+    ways_out = [
+        f"--allow {finding.code} ({OVERRIDABLE[finding.code]})"
+        for finding in blocking
+        if finding.code in OVERRIDABLE
+    ]
+    raise DataError(
+        "the audit found what must be settled before training:\n"
+        + "\n".join(f"  {f.code}: {f.message}" for f in blocking),
+        fix="correct the data"
+        + (", or accept by name: " + "; ".join(ways_out) if ways_out else ""),
+    )
+
+
+def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
+    """Decode every image once and look for what spoils a classifier or its figures.
+
+    Looks for unreadable files, one class, few patients, unknown patients, one patient in two
+    splits or classes, exact and near duplicates (re-encoded, resized, flipped, turned by 90
+    degrees) and where they lie, names that contradict their folder, mixed sizes and modes, and
+    unbalanced classes.
+    """
+    prints, reasons, modes = _look_at(manifest, progress)
+    table = manifest.table
+    exact = _exact_pairs(table)
+    readable = [i for i, p in enumerate(prints) if p is not None]
+    same = find_near_duplicates([p for p in prints if p is not None])
+    near = [(readable[pair.first], readable[pair.second]) for pair in same]
+    near = [pair for pair in near if table["sha256"].iat[pair[0]] != table["sha256"].iat[pair[1]]]
+
+    found = [
+        *_unreadable(table, reasons),
+        *_classes(manifest),
+        *_patients(manifest),
+        *_patient_twice(table),
+        *_duplicates(table, exact, near),
+        *_names(table),
+        *_shapes(table, modes),
+        *_skipped(manifest.skipped),
+    ]
+    rank = {"blocking": 0, "warning": 1, "note": 2}
+    return Audit(
+        findings=tuple(sorted(found, key=lambda finding: rank[finding.severity])),
+        n_images=len(table),
+        n_patients=int(table["patient"].nunique()),
+        patients_known=manifest.patients_known,
+        duplicates=tuple(sorted({*exact, *near})),
+    )
+
+
+def _look_at(
+    manifest: Manifest, progress: Progress
+) -> tuple[list[Fingerprint | None], list[str | None], list[str | None]]:
+    """Decode every image; return its fingerprint or the reason there is none, and its mode."""
+
+    def look(path: str) -> tuple[Fingerprint | None, str | None, str | None]:
+        try:
+            data = read_file(manifest.file(path))
+            header = read_header(data, path)
+            kind = f"{header.mode}, {header.frames} pages" if header.frames > 1 else header.mode
+            return fingerprint(decode(data, path)), None, kind
+        except ImageError as error:
+            return None, error.what, None
+
+    paths = manifest.table["path"].tolist()
+    with ThreadPoolExecutor() as pool:
+        seen = list(progress(pool.map(look, paths), total=len(paths), task="auditing"))
+    return [s[0] for s in seen], [s[1] for s in seen], [s[2] for s in seen]
+
+
+def _exact_pairs(table: pd.DataFrame) -> list[tuple[int, int]]:
+    """Pair each file with the next one of the same bytes."""
+    return [
+        pair
+        for _, rows in table.groupby("sha256").indices.items()
+        for pair in pairwise(sorted(int(row) for row in rows))
+    ]
+
+
+def _unreadable(table: pd.DataFrame, reasons: list[str | None]) -> Iterator[Finding]:
+    bad = [(path, why) for path, why in zip(table["path"], reasons, strict=True) if why is not None]
+    if bad:
+        yield Finding(
+            "unreadable",
+            "blocking",
+            f"{len(bad)} image(s) cannot be read; the first: {bad[0][1]}",
+            tuple(path for path, _ in bad),
+        )
+
+
+def _classes(manifest: Manifest) -> Iterator[Finding]:
+    table = manifest.table
+    unlabelled = table["path"][table["label"].isna()].tolist()
+    if unlabelled:
+        yield Finding(
+            "no-class",
+            "blocking",
+            f"{len(unlabelled)} image(s) lie in no class folder and no name or metadata "
+            f"tells their class: {name_some(unlabelled)}",
+            tuple(unlabelled),
+        )
+    counts = table["label"].value_counts()
+    if len(counts) < 2:
+        told = f"only {counts.index[0]!r} ({counts.iloc[0]} images)" if len(counts) else "none"
+        yield Finding(
+            "one-class",
+            "blocking",
+            f"a classifier needs images of two classes, found {told}; "
+            "put each class in a folder of its own",
+        )
+    elif counts.max() > 4 * counts.min():
+        yield Finding(
+            "unbalanced",
+            "warning",
+            f"{counts.index[0]!r} has {counts.iloc[0]} images, {counts.index[-1]!r} "
+            f"{counts.iloc[-1]}; accuracy alone misleads here, read sensitivity and specificity",
+        )
+
+
+def _patients(manifest: Manifest) -> Iterator[Finding]:
+    table = manifest.table
+    unknown = table["path"][table["patient"].isna()].tolist()
+    if unknown:
+        whose = "every image" if len(unknown) == len(table) else f"{len(unknown)} image(s)"
+        yield Finding(
+            "patients-unknown",
+            "blocking",
+            f"the patient of {whose} is unknown, so no split can keep patients apart; "
+            "name it with --pattern or --metadata",
+            tuple(unknown),
+        )
+    for label, rows in table.dropna(subset=["patient", "label"]).groupby("label"):
+        n = rows["patient"].nunique()
+        if n == 1 and not unknown:
+            yield Finding(
+                "one-patient",
+                "blocking",
+                f"class {label!r} has one patient ({show(rows['patient'].iloc[0])}); one patient "
+                "cannot be both learned from and tested on, add another",
+                tuple(rows["path"]),
+            )
+        elif n < FEW_PATIENTS:
+            yield Finding(
+                "few-patients",
+                "warning",
+                f"class {label!r} has {n} patients; every figure for it will be wide open",
+            )
+
+
+def _patient_twice(table: pd.DataFrame) -> Iterator[Finding]:
+    cases: tuple[tuple[str, str, Severity, str], ...] = (
+        ("split", "patient-in-two-splits", "blocking", "lie on both sides of the split"),
+        ("label", "patient-in-two-classes", "warning", "have images in two classes"),
+    )
+    for column, code, severity, says in cases:
+        known = table.dropna(subset=[column, "patient"])
+        parts = known.groupby("patient")[column].nunique()
+        shared = [str(patient) for patient in parts.index[parts > 1]]
+        if shared:
+            yield Finding(
+                code,
+                severity,
+                f"{len(shared)} patient(s) {says}: {name_some(shared)}",
+                tuple(known["path"][known["patient"].isin(shared)]),
+            )
+
+
+def _duplicates(
+    table: pd.DataFrame, exact: list[tuple[int, int]], near: list[tuple[int, int]]
+) -> Iterator[Finding]:
+    def files(pairs: list[tuple[int, int]]) -> tuple[str, ...]:
+        return tuple(table["path"].iat[row] for pair in pairs for row in pair)
+
+    def example(pairs: list[tuple[int, int]]) -> str:
+        first, second = files(pairs[:1])
+        return f"{show(first)} and {show(second)}"
+
+    for code, pairs, what in (
+        ("exact-duplicate", exact, "hold the same bytes"),
+        ("near-duplicate", near, "show the same photograph (re-encoded, resized or turned)"),
+    ):
+        if pairs:
+            yield Finding(
+                code,
+                "warning",
+                f"{len(pairs)} pair(s) of files {what}, such as {example(pairs)}",
+                files(pairs),
+            )
+    both = sorted({*exact, *near})
+    across: tuple[tuple[str, str, Severity, str], ...] = (
+        ("split", "duplicate-in-two-splits", "blocking", "lie on both sides of the split"),
+        ("label", "duplicate-in-two-classes", "blocking", "lie in two classes"),
+        ("patient", "duplicate-in-two-patients", "warning", "are filed under two patients, who "
+         "are kept on one side of every split"),
+    )  # fmt: skip
+    for column, code, severity, says in across:
+        values = table[column]
+        apart = [
+            (i, j)
+            for i, j in both
+            if pd.notna(values.iat[i]) and pd.notna(values.iat[j]) and values.iat[i] != values.iat[j]
+        ]
+        if apart:
+            yield Finding(
+                code,
+                severity,
+                f"{len(apart)} pair(s) of copies {says}, such as {example(apart)}",
+                files(apart),
+            )
+
+
+def _names(table: pd.DataFrame) -> Iterator[Finding]:
+    classes = set(table["label"].dropna())
+    contradicted = []
+    for path, label in zip(table["path"], table["label"], strict=True):
+        told = read_name(PurePosixPath(path).stem)
+        if told is not None and told.label in classes and told.label != label:
+            contradicted.append(path)
+    if contradicted:
+        yield Finding(
+            "name-contradicts-folder",
+            "warning",
+            f"{len(contradicted)} image(s) lie in a class folder that their name contradicts: "
+            f"{name_some(contradicted)}",
+            tuple(contradicted),
+        )
+
+
+def _shapes(table: pd.DataFrame, modes: list[str | None]) -> Iterator[Finding]:
+    sizes = table.groupby(["width", "height"]).size().sort_values(ascending=False)
+    if len(sizes) > 1:
+        told = ", ".join(f"{w} x {h} px ({n})" for (w, h), n in list(sizes.items())[:4])
+        areas = np.array([w * h for w, h in sizes.index], dtype=float)
+        yield Finding(
+            "sizes",
+            "warning" if areas.max() > 2 * areas.min() else "note",
+            f"images have {len(sizes)} sizes: {told}",
+        )
+    kinds = pd.Series(modes).value_counts()
+    if len(kinds) and (len(kinds) > 1 or kinds.index[0] != "RGB"):
+        odd = [m is not None and m != "RGB" for m in modes]
+        told = ", ".join(f"{kind} ({n})" for kind, n in kinds.items())
+        yield Finding(
+            "modes",
+            "note",
+            f"not all images are 8-bit RGB: {told}; they are converted, of several pages the "
+            "first is taken",
+            tuple(table["path"][odd]),
+        )
+
+
+def _skipped(skipped: tuple[Skipped, ...]) -> Iterator[Finding]:
+    if skipped:
+        reasons = sorted({file.reason for file in skipped})
+        yield Finding(
+            "skipped",
+            "note",
+            f"{len(skipped)} other file(s) were passed over ({'; '.join(reasons)})",
+            tuple(file.path for file in skipped),
+        )

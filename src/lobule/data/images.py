@@ -1,0 +1,242 @@
+"""The one decoder, the one preprocessing and the eight exact views of an image.
+
+Training, evaluation, prediction, export, serving and slides all come through here, so that the
+same file gives the same numbers everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from lobule.errors import DataError, ImageError, show
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+"""Pillow formats that are read; anything else is refused before a decoder sees it."""
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+"""File-name endings (lower case) that are taken for images."""
+
+MAX_PIXELS = 64_000_000
+"""Largest image decoded, in pixels. A photograph through a microscope has 0.3 to 25 million."""
+
+N_VIEWS = 8
+"""Rotations by 0, 90, 180 and 270 degrees, each plain and mirrored."""
+
+ImageArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself; the size is as displayed, after EXIF rotation."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    frames: int
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of `path`; raises ImageError with the system's reason."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(
+            f"cannot read {show(path)}: {(error.strerror or str(error)).lower()}",
+            fix="make the file readable (chmod +r), or remove it from the folder",
+        ) from error
+
+
+def read_header(data: bytes, name: str | Path) -> Header:
+    """Read size and mode from the start of an encoded image, without decoding it."""
+    with _open(data, name) as image:
+        width, height = image.size
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        return Header(
+            width, height, image.mode, image.format or "", getattr(image, "n_frames", 1)
+        )
+
+
+def decode(source: Path | bytes, name: str | Path | None = None) -> ImageArray:
+    """Decode an image file to RGB.
+
+    source: a path, or the bytes of a file with `name` for messages.
+    Returns (height, width, 3) uint8. EXIF rotation is applied; transparency is laid on white,
+    which is how empty glass looks; 16-bit grey is scaled to 8 bits; CMYK and palettes are
+    converted. Of a file with several pages the first is taken (`audit` reports such files).
+    Raises ImageError if the file is not one of FORMATS, is truncated, or has over MAX_PIXELS.
+    """
+    if isinstance(source, Path):
+        name = source if name is None else name
+        source = read_file(source)
+    name = "image" if name is None else name
+    with _open(source, name) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise _damaged(name, source, error) from error
+        upright = _upright(image)
+        try:
+            return np.array(_to_rgb(upright))
+        except (OSError, ValueError) as error:
+            raise _damaged(name, source, error) from error
+
+
+def _open(data: bytes, name: str | Path) -> Image.Image:
+    if not data:
+        raise ImageError(
+            f"cannot read {show(name)}: the file is empty (0 bytes)", fix=_FIX_UNREADABLE
+        )
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images; the limit just below refuses them.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"cannot read {show(name)}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image "
+            f"(it begins with {data[:8]!r})",
+            fix=_FIX_UNREADABLE,
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, str(error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise _damaged(name, data, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name, f"{image.width:,} x {image.height:,} pixels")
+    return image
+
+
+_FIX_UNREADABLE = (
+    "replace or remove the file, or leave such files out (train: --allow unreadable, "
+    "predict: --on-error skip); `lobule audit DIR` lists them all"
+)
+
+
+def _damaged(name: str | Path, data: bytes, error: Exception) -> ImageError:
+    reason = str(error) or type(error).__name__
+    return ImageError(
+        f"cannot read {show(name)}: damaged or truncated image of {len(data):,} bytes ({reason})",
+        fix=_FIX_UNREADABLE,
+    )
+
+
+def _too_large(name: str | Path, size: str) -> ImageError:
+    return ImageError(
+        f"cannot read {show(name)}: {size}, more than the limit of {MAX_PIXELS:,} pixels",
+        fix="photographs are read whole; cut larger images into fields first",
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I;16", "I;16L", "I;16B", "I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"grey values from {grey.min()} to {grey.max()} are not 16-bit")
+        # 65535 / 255 = 257, so both ends of the range are kept
+        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined white; save it as 8-bit RGB")
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        glass = Image.new("RGBA", with_alpha.size, "white")
+        return Image.alpha_composite(glass, with_alpha).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a decoded image becomes the input of a network; stored in model.json.
+
+    long_side_px: length of the longer side after resizing, in pixels.
+    aspect: "keep" scales both sides alike, so that no pixel is cropped and nothing is distorted;
+        "square" squashes to long_side_px x long_side_px, for networks that take one size only.
+    interpolation: Pillow's antialiased "bicubic" or "bilinear".
+    mean, std: per channel (R, G, B), of values scaled to [0, 1].
+    """
+
+    long_side_px: int
+    aspect: Literal["keep", "square"]
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that change with any setting."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Preprocessing:
+        """Rebuild from `dataclasses.asdict`; raises DataError on unknown or missing fields."""
+        try:
+            triples = {key: tuple(float(v) for v in fields[key]) for key in ("mean", "std")}
+            return cls(**{**fields, **triples})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"preprocessing settings cannot be used: {error}") from error
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Return (width, height) in pixels after resizing."""
+        if self.aspect == "square":
+            return self.long_side_px, self.long_side_px
+        scale = self.long_side_px / max(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def resize(self, image: ImageArray) -> ImageArray:
+        """Resize (h, w, 3) uint8 with antialiasing; an image of the right size is returned as is."""
+        height, width = image.shape[:2]
+        target = self.size(width, height)
+        if target == (width, height):
+            return image
+        method = Image.Resampling[self.interpolation.upper()]
+        return np.asarray(Image.fromarray(image).resize(target, method))
+
+    def normalise(self, image: ImageArray) -> NDArray[np.float32]:
+        """Turn (h, w, 3) uint8 of the right size into (3, h, w) float32, (x / 255 - mean) / std."""
+        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
+        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        return np.ascontiguousarray((image.astype(np.float32) * scale - shift).transpose(2, 0, 1))
+
+    def __call__(self, image: ImageArray) -> NDArray[np.float32]:
+        """Turn any decoded image (h, w, 3) uint8 into the network's input (3, H, W) float32."""
+        return self.normalise(self.resize(image))
+
+
+def dihedral_view(image: NDArray[Any], view: int) -> NDArray[Any]:
+    """Return view 0..7 of an (h, w, ...) array: `view % 4` quarter turns, from 4 on mirrored.
+
+    View 0 is the image itself. The eight views are the symmetries of the square; tissue on a
+    slide has no up and no left, so each is as good a picture of it as the original.
+    """
+    if not 0 <= view < N_VIEWS:
+        raise ValueError(f"view must be 0 to {N_VIEWS - 1}, got {view}")
+    turned = np.rot90(image, view % 4, axes=(0, 1))
+    return turned[:, ::-1] if view >= 4 else turned

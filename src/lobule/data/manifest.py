@@ -1,0 +1,217 @@
+"""The manifest: one row an image, and the table that every later stage begins from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lobule.data.layouts import parse_magnification
+from lobule.errors import DataError, UsageError, name_some, show
+from lobule.files import replacing
+
+SCHEMA: dict[str, str] = {
+    "path": "string",  # below the manifest's root, with forward slashes
+    "label": "string",
+    "patient": "string",  # the case; missing when unknown
+    "slide": "string",
+    "magnification": "Float64",
+    "subtype": "string",
+    "width": "Int64",  # pixels as displayed; missing when the file cannot be read
+    "height": "Int64",
+    "bytes": "Int64",
+    "sha256": "string",
+    "split": "string",  # train, validation or test; missing when the data came unsplit
+}
+"""Columns and pandas dtypes. Columns beyond these are the user's own and are kept."""
+
+SPLITS = ("train", "validation", "test")
+
+_ROOT_KEY = b"lobule.root"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not in the manifest, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of images and the folder that its paths start from.
+
+    table: columns of SCHEMA in that order, then the user's own; sorted by path.
+    skipped: files that were seen and left out (known only right after a scan).
+    """
+
+    root: Path
+    table: pd.DataFrame
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their indices; see `order_classes`."""
+        return order_classes(self.table["label"].dropna().unique().tolist())
+
+    @property
+    def groups(self) -> pd.Series[str]:
+        """What must stay together: the patient, or the image itself where that is unknown."""
+        return self.table["patient"].fillna("image:" + self.table["path"])
+
+    @property
+    def patients_known(self) -> bool:
+        """Whether every image has a patient."""
+        return bool(self.table["patient"].notna().all())
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 over the sorted content hashes and labels: names the data, not the folder."""
+        labels = self.table["label"].fillna("")
+        rows = sorted(f"{h} {label}" for h, label in zip(self.table["sha256"], labels, strict=True))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    def file(self, path: str) -> Path:
+        """Return where the image of row `path` lies."""
+        return self.root / path
+
+    def where(self, keep: pd.Series[bool] | NDArray[np.bool_]) -> Manifest:
+        """Return the manifest of the rows for which `keep` is true."""
+        return Manifest(self.root, self.table[keep].reset_index(drop=True), self.skipped)
+
+    def with_columns(self, **columns: object) -> Manifest:
+        """Return the manifest with columns added or replaced."""
+        return Manifest(self.root, self.table.assign(**columns), self.skipped)
+
+
+def order_classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """Sort class names so that the positive class of a two-class task comes last.
+
+    "malignant" (and "1", "tumor", "tumour", "cancer", "positive") goes last; the rest is
+    alphabetical. With two classes the last one is what sensitivity refers to.
+    """
+    positive = ("malignant", "tumor", "tumour", "cancer", "positive")
+    return tuple(sorted(set(labels), key=lambda label: (label.lower() in positive, label)))
+
+
+def class_indices(labels: pd.Series[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index in `classes` of each label, (n,); every label must be one of them."""
+    index = {name: i for i, name in enumerate(classes)}
+    return labels.map(index).to_numpy(dtype=np.int64)
+
+
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Bring `rows` to SCHEMA: columns in order and typed, the user's own after them."""
+    table = rows.copy()
+    for column, dtype in SCHEMA.items():
+        values = table[column] if column in table else pd.Series(pd.NA, index=table.index)
+        try:
+            table[column] = values.astype(dtype)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"manifest column {column!r} does not hold what it should ({dtype}): {error}",
+                fix="correct the column, or make the manifest again with `lobule scan`",
+            ) from error
+    own = [column for column in table.columns if column not in SCHEMA]
+    return table[[*SCHEMA, *own]].sort_values("path", kind="stable").reset_index(drop=True)
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Write the table as Parquet or CSV, by the ending of `path`, atomically.
+
+    Parquet remembers the root; of a CSV the reader must be told (`root`), unless it lies there.
+    Raises UsageError for another ending, OutputError if the place cannot be written.
+    """
+    kind = _kind(path)
+    with replacing(path) as temporary:
+        if kind == ".csv":
+            table = manifest.table.assign(
+                magnification=manifest.table["magnification"].map("{:g}".format, na_action="ignore")
+            )
+            table.to_csv(temporary, index=False, lineterminator="\n")
+        else:
+            arrow = pa.Table.from_pandas(manifest.table, preserve_index=False)
+            root = os.fsencode(manifest.root.resolve())
+            pq.write_table(
+                arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _ROOT_KEY: root}),
+                temporary,
+            )
+
+
+def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
+    """Read a manifest written by `write_manifest` or made by hand.
+
+    root: the folder that the paths start from; by default the one stored in a Parquet file, or
+    the manifest's own folder.
+    Raises DataError if it cannot be read, lacks `path`, names a file twice, or if no image is
+    found below the root.
+    """
+    kind = _kind(path)
+    stored: Path | None = None
+    try:
+        if kind == ".csv":
+            # everything as text first: "007" is a patient, not a number
+            rows = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""])
+        else:
+            arrow = pq.read_table(path)
+            metadata = arrow.schema.metadata or {}
+            if _ROOT_KEY in metadata:
+                stored = Path(os.fsdecode(metadata[_ROOT_KEY]))
+            rows = arrow.to_pandas()
+    except (OSError, ValueError, pa.ArrowInvalid, pd.errors.ParserError) as error:
+        raise DataError(
+            f"cannot read the manifest {show(path)}: {error}",
+            fix="make it with `lobule scan DIR -o manifest.csv`",
+        ) from error
+    if "path" not in rows:
+        raise DataError(
+            f"{show(path)} is not a manifest: it has no column 'path' "
+            f"(its columns: {name_some([str(c) for c in rows.columns])})",
+            fix="make one with `lobule scan DIR -o manifest.csv`",
+        )
+    if kind == ".csv" and "magnification" in rows:
+        rows["magnification"] = rows["magnification"].map(parse_magnification, na_action="ignore")
+    table = complete(rows)
+    repeated = table["path"][table["path"].duplicated()].tolist()
+    if repeated:
+        raise DataError(
+            f"{show(path)} names {len(repeated)} image(s) twice: {name_some(repeated)}",
+            fix="keep one row an image",
+        )
+    return Manifest(_find_root(path, table, root or stored), table)
+
+
+def _find_root(path: Path, table: pd.DataFrame, root: Path | None) -> Path:
+    candidates = [path.parent] if root is None else [root, path.parent]
+    if table.empty:
+        return candidates[0]
+    first = str(table["path"].iloc[0])
+    for candidate in candidates:
+        if (candidate / first).exists():
+            return candidate
+    raise DataError(
+        f"the images of {show(path)} are not below {show(candidates[0])}: no {show(first)} there",
+        fix="name the folder that the paths start from with --root DIR",
+    )
+
+
+def _kind(path: Path) -> str:
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise UsageError(
+            f"{show(path)} is neither .csv nor .parquet",
+            fix="the ending of the file chooses the format",
+        )
+    return kind

@@ -1,0 +1,241 @@
+"""From a folder of images to a manifest: where the class, the patient and the split are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from lobule.data.images import SUFFIXES, decode, read_file, read_header
+from lobule.data.layouts import FIELDS, GRAMMARS, Grammar, Name, parse_magnification, read_name
+from lobule.data.layouts import user_grammar
+from lobule.data.manifest import Manifest, Skipped, complete
+from lobule.errors import DataError, ImageError, name_some, show
+from lobule.progress import Progress, no_progress
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder names (lower case) that mean a split, and which."""
+
+WRAPPERS = ("BreaKHis_v1", "histology_slides", "breast")
+"""Folders of the BreakHis archive that stand above its classes and mean nothing."""
+
+
+def scan(
+    folder: Path,
+    *,
+    pattern: str | None = None,
+    metadata: Path | None = None,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """List every image below `folder` with its class, patient, slide, size and SHA-256.
+
+    The class is the first folder below `folder` (or below train/, validation/, test/); where
+    images lie in no class folder, the file name or `metadata` may tell it. Patient, slide,
+    magnification and subtype come from, in rising order of authority: the file name (see
+    `layouts`), `pattern` (a regular expression with named groups, searched in the path below
+    `folder`), and `metadata` (a CSV with a column `path` or `file`; its other columns are kept).
+    An image that cannot be read stays in the table without width and height; anything else
+    that is no image is listed in `Manifest.skipped`.
+    Raises DataError if the folder is missing, cannot be listed, or holds no image.
+    """
+    if not folder.is_dir():
+        reason = "it is a file" if folder.exists() else "no such folder"
+        raise DataError(f"cannot scan {show(folder)}: {reason}", fix="name a folder of images")
+    root = _unwrap(folder)
+    grammar = None if pattern is None else user_grammar(pattern)
+    files, skipped = _list_images(root)
+    if not files:
+        raise DataError(
+            f"no images in {show(folder)}: looked for {', '.join(sorted(SUFFIXES))} "
+            f"in it and below, found {len(skipped)} other file(s)",
+            fix="put them as DIR/benign/*.png and DIR/malignant/*.png, one folder a class",
+        )
+    table = _describe(root, files, grammar, progress)
+    if metadata is not None:
+        table = complete(_join_metadata(table, metadata))
+    return Manifest(root, table, tuple(skipped))
+
+
+def scan_files(
+    paths: Sequence[Path], *, progress: Progress = no_progress
+) -> Manifest:
+    """List files and folders to be predicted; a class is not needed.
+
+    One folder is listed as `scan` does, with paths below it; otherwise the paths stand as given.
+    Raises DataError if one does not exist or no image is among them.
+    """
+    if len(paths) == 1 and paths[0].is_dir():
+        return scan(paths[0], progress=progress)
+    files: list[str] = []
+    skipped: list[Skipped] = []
+    for path in paths:
+        if path.is_dir():
+            images, others = _list_images(path)
+            files += [(path / image).as_posix() for image in images]
+            skipped += [Skipped((path / o.path).as_posix(), o.reason) for o in others]
+        elif path.exists():
+            files.append(path.as_posix())
+        else:
+            raise DataError(f"no such file or folder: {show(path)}")
+    if not files:
+        raise DataError(
+            f"no images in {name_some([str(path) for path in paths])}",
+            fix=f"looked for {', '.join(sorted(SUFFIXES))}",
+        )
+    table = _describe(Path(), list(dict.fromkeys(files)), None, progress)
+    return Manifest(Path(), table, tuple(skipped))
+
+
+def _describe(
+    root: Path, files: Sequence[str], grammar: Grammar | None, progress: Progress
+) -> pd.DataFrame:
+    def row(file: str) -> dict[str, Any]:
+        return {**_place(file, grammar), **_content(root / file)}
+
+    # hashing and reading leave the interpreter lock, so threads help even from one disk
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        rows = list(progress(pool.map(row, files), total=len(files), task="scanning"))
+    return complete(pd.DataFrame(rows))
+
+
+def unreadable(manifest: Manifest, *, progress: Progress = no_progress) -> dict[str, str]:
+    """Decode every image and return the reason, by path, for those that cannot be read."""
+
+    def reason(path: str) -> str | None:
+        try:
+            decode(manifest.file(path), path)
+        except ImageError as error:
+            return error.what
+        return None
+
+    paths = manifest.table["path"].tolist()
+    with ThreadPoolExecutor() as pool:
+        reasons = progress(pool.map(reason, paths), total=len(paths), task="checking images")
+        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+
+
+def _unwrap(folder: Path) -> Path:
+    for name in WRAPPERS:
+        if (folder / name).is_dir():
+            folder = folder / name
+    return folder
+
+
+def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
+    """Return image paths below root in sorted order, and the other files with the reason."""
+    images: list[str] = []
+    skipped: list[Skipped] = []
+    for file in sorted(_walk(root)):
+        try:
+            file.encode("utf-8")
+        except UnicodeEncodeError:
+            skipped.append(Skipped(file, "the name is not valid UTF-8; rename it"))
+            continue
+        if PurePosixPath(file).name.startswith("."):
+            skipped.append(Skipped(file, "hidden file"))
+        elif PurePosixPath(file).suffix.lower() in SUFFIXES:
+            images.append(file)
+        else:
+            skipped.append(Skipped(file, "not an image by its ending"))
+    return images, skipped
+
+
+def _walk(root: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"cannot list {show(error.filename)}: {(error.strerror or str(error)).lower()}",
+            fix="make the folder readable (chmod +rx)",
+        ) from error
+
+    for folder, _, names in os.walk(root, onerror=refuse):
+        below = Path(folder).relative_to(root)
+        yield from ((below / name).as_posix() for name in names)
+
+
+def _place(file: str, grammar: Grammar | None) -> dict[str, Any]:
+    """Read class, split and the fields of the name from a path below the root."""
+    path = PurePosixPath(file)
+    folders = list(path.parts[:-1])
+    split = SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
+    if split is not None:
+        folders = folders[1:]
+    told = read_name(path.stem, GRAMMARS) or Name()
+    fields: dict[str, Any] = {key: getattr(told, key) for key in FIELDS}
+    own = dict(told.extra or {})
+    # the folder is what the user says and the name only fills in; `audit` compares the two
+    if folders:
+        fields["label"] = folders[0]
+    if grammar is not None and (match := grammar.pattern.search(file)) is not None:
+        said = grammar.read(match)
+        fields.update({k: getattr(said, k) for k in FIELDS if getattr(said, k) is not None})
+        own.update(said.extra or {})
+    return {"path": file, "split": split, **fields, **own}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        data = read_file(path)
+    except ImageError as error:
+        # without its bytes an image has no hash, and no later stage could name it
+        raise DataError(error.what, fix=error.fix) from error
+    content: dict[str, Any] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        header = read_header(data, path)
+    except ImageError:
+        # stays in the table; `audit` reports it with the reason
+        return {**content, "width": None, "height": None}
+    return {**content, "width": header.width, "height": header.height}
+
+
+def _join_metadata(table: pd.DataFrame, metadata: Path) -> pd.DataFrame:
+    """Lay the columns of the user's CSV over the table, by path or by bare file name."""
+    try:
+        given = pd.read_csv(metadata, dtype="string", keep_default_na=False, na_values=[""])
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise DataError(f"cannot read --metadata {show(metadata)}: {error}") from error
+    key = next((name for name in ("path", "file", "filename") if name in given), None)
+    if key is None:
+        raise DataError(
+            f"--metadata {show(metadata)} has no column 'path' or 'file' "
+            f"(its columns: {name_some(list(given.columns))})",
+            fix="add one that names each image below the folder scanned",
+        )
+    given = given.rename(columns={key: "path", "patient_id": "patient", "slide_id": "slide"})
+    named = given["path"].tolist()
+    if len(set(named)) != len(named):
+        twice = given["path"][given["path"].duplicated()].tolist()
+        raise DataError(f"--metadata {show(metadata)} names images twice: {name_some(twice)}")
+    if not set(named) & set(table["path"]):
+        names = table["path"].map(lambda path: PurePosixPath(path).name)
+        if names.duplicated().any() or not set(named) & set(names):
+            raise DataError(
+                f"--metadata {show(metadata)} names no image of the folder; "
+                f"it has {name_some(named, 2)}, the folder {name_some(table['path'].tolist(), 2)}",
+                fix="write the paths as they stand below the folder scanned",
+            )
+        given["path"] = given["path"].map(dict(zip(names, table["path"], strict=True)))
+    if "magnification" in given:
+        given["magnification"] = given["magnification"].map(
+            parse_magnification, na_action="ignore"
+        )
+    given = given.dropna(subset=["path"]).set_index("path")
+    # what a scan measured from the bytes is not the user's to say
+    given = given.drop(columns=["width", "height", "bytes", "sha256"], errors="ignore")
+    indexed = table.set_index("path")
+    for column in given.columns:
+        known = indexed[column] if column in indexed else pd.Series(pd.NA, index=indexed.index)
+        indexed[column] = given[column].reindex(indexed.index).combine_first(known)
+    return indexed.reset_index()

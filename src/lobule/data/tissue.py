@@ -1,0 +1,693 @@
+"""Made-up H&E breast tissue with known truth, for `lobule demo` and the tests.
+
+Owns the drawing of one photograph (`draw_stain`, `draw_field`) and of a whole folder of patients
+with planted mistakes (`write_tissue`). It resembles tissue; it is no model of disease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from lobule.data.images import ImageArray
+from lobule.errors import OutputError, UsageError, show
+
+MIN_SIDE_PX, MAX_SIDE_PX = 48, 4096
+
+_Plane = NDArray[np.float32]
+_Points = NDArray[np.float64]
+_Each = NDArray[np.float64] | float
+
+# Optical density of each dye in R, G and B, by two laboratories: Ruifrok & Johnston, Anal Quant
+# Cytol Histol 23 (2001), and Macenko et al., ISBI (2009). Patients lie between and around them.
+_HEMATOXYLIN = ((0.65, 0.70, 0.29), (0.56, 0.72, 0.41))
+_EOSIN = ((0.07, 0.99, 0.11), (0.22, 0.80, 0.56))
+
+
+@dataclass(frozen=True)
+class Stain:
+    """One slide preparation and scanner: what makes a patient's photographs look alike.
+
+    hematoxylin, eosin: unit optical-density vectors (R, G, B); *_strength multiply them.
+    background: hematoxylin left in the stroma, 0 (clean) to 0.2 (lilac).
+    white: light through empty glass, (R, G, B) in 0..1. gamma: exponent on the transmitted light.
+    vignette: loss of light at the far corner, 0..1, around `centre` (x, y in 0..1 of the field).
+    blur_px: focus, a Gaussian sigma. noise: sensor noise, standard deviation of 0..255.
+    """
+
+    hematoxylin: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    hematoxylin_strength: float
+    eosin_strength: float
+    background: float
+    white: tuple[float, float, float]
+    gamma: float
+    vignette: float
+    centre: tuple[float, float]
+    blur_px: float
+    noise: float
+
+
+def draw_stain(rng: np.random.Generator) -> Stain:
+    """Draw a patient's stain and scanner.
+
+    The vectors lie around and between those of Ruifrok & Johnston (2001) and Macenko et al. (2009).
+    """
+    light, tint = rng.uniform(0.86, 0.98), rng.uniform(-0.08, 0.08, 3)
+    return Stain(
+        hematoxylin=_unit(rng, _HEMATOXYLIN),
+        eosin=_unit(rng, _EOSIN),
+        hematoxylin_strength=rng.uniform(0.6, 1.2),
+        eosin_strength=rng.uniform(0.4, 1.1),
+        background=rng.uniform(0.0, 0.2),
+        white=_triple(np.clip(light + tint, 0.8, 1.0)),
+        gamma=rng.uniform(0.75, 1.25),
+        vignette=rng.uniform(0.0, 0.2),
+        centre=(rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7)),
+        blur_px=rng.uniform(0.3, 1.0),
+        noise=rng.uniform(1.0, 5.0),
+    )
+
+
+def _triple(values: NDArray[Any]) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _unit(
+    rng: np.random.Generator, ends: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[float, float, float]:
+    vector = np.array(ends[0]) + rng.uniform(0, 1) * np.subtract(ends[1], ends[0])
+    moved = np.clip(vector + rng.normal(0, 0.04, 3), 0.03, None)
+    return _triple(moved / np.linalg.norm(moved))
+
+
+def draw_field(
+    rng: np.random.Generator,
+    *,
+    stain: Stain,
+    malignant: bool,
+    width_px: int = 350,
+    height_px: int = 230,
+    difficulty: float = 0.3,
+) -> tuple[ImageArray, NDArray[np.bool_]]:
+    """Draw one photograph and the truth about it.
+
+    Dyes are laid down as optical densities and turned into light by the Beer-Lambert law. A nucleus
+    is about 6 px across, so a larger photograph shows more tissue, not larger cells.
+    difficulty: 0 is textbook, 1 is nearly as much like the other class as like its own (crowded
+        adenosis and hyperplasia; small tubular carcinoma of low grade).
+    Returns the image, (h, w, 3) uint8, and the lesion, (h, w) bool: True in malignant tissue
+    (5 to 80 % of the field), False everywhere in a benign one.
+    Raises UsageError if a side is outside 48..4096 px or difficulty outside 0..1.
+    """
+    _check_size(width_px, height_px)
+    if not 0 <= difficulty <= 1:
+        raise UsageError(f"difficulty must lie in 0..1, got {difficulty}")
+    atypia = 0.6 * difficulty * rng.uniform(0.7, 1.2)
+    atypia = 1 - atypia if malignant else atypia
+    canvas = _stroma(rng, (height_px, width_px), stain.background)
+    if rng.random() < 0.4:
+        _fat(rng, canvas)
+    nuclei = []
+    lesion = np.zeros((height_px, width_px), dtype=np.bool_)
+    if not malignant or rng.random() < difficulty:
+        nuclei += _benign_glands(rng, canvas, min(atypia, 0.6))
+    if malignant:
+        nuclei += _growth(rng, canvas, atypia, lesion)
+    elif rng.random() < 1.2 * difficulty:
+        nuclei += _growth(rng, canvas, atypia, np.zeros_like(lesion))
+    # after the glands, so that no fibroblast floats in a lumen
+    nuclei.append(_stromal_cells(rng, canvas, atypia))
+    _stamp(rng, canvas, np.concatenate(nuclei), coarseness=atypia)
+    return _photograph(rng, canvas, stain), lesion
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """Densities of both dyes, (h, w), painted in place, and the run of the fibres in radians."""
+
+    hematoxylin: _Plane
+    eosin: _Plane
+    direction: _Plane
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.eosin.shape[0], self.eosin.shape[1]
+
+    def lay(self, where: tuple[slice, slice], alpha: _Plane, dyes: tuple[float, float]) -> None:
+        """Replace what is there by (hematoxylin, eosin) densities as far as alpha (0..1) says."""
+        for plane, value in zip((self.hematoxylin, self.eosin), dyes, strict=True):
+            plane[where] += alpha * (np.float32(value) - plane[where])
+
+
+_ALL = (slice(None), slice(None))
+
+
+def _clouds(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> _Plane:
+    """Smooth noise of mean 0 and variance 1 whose lumps are about `scale_px` wide."""
+    height, width = shape
+    rows, cols = int(height / scale_px) + 5, int(width / scale_px) + 5
+    grid = Image.fromarray(rng.standard_normal((rows, cols), dtype=np.float32))
+    x, y = rng.uniform(1, 2, 2)
+    box = (x, y, x + width / scale_px, y + height / scale_px)
+    noise = np.array(grid.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return np.asarray((noise - noise.mean()) / (noise.std() + 1e-6), dtype=np.float32)
+
+
+def _ramp(values: _Plane, start: float, end: float) -> _Plane:
+    return np.asarray(np.clip((values - start) / (end - start), 0, 1), dtype=np.float32)
+
+
+def _stroma(rng: np.random.Generator, shape: tuple[int, int], background: float) -> _Canvas:
+    """Pink collagen: streaks of noise bent along a slowly turning direction, with clefts."""
+    y, x = np.indices(shape, dtype=np.float32)
+    run = rng.uniform(0, np.pi)
+    bend, sway = _clouds(rng, shape, 75), rng.uniform(4, 15)
+    wave = rng.uniform(0.5, 2.5) * np.sin((x * np.cos(run) + y * np.sin(run)) / rng.uniform(7, 12))
+    across = y * np.cos(run) - x * np.sin(run) + sway * bend + wave
+    along = x * np.cos(run) + y * np.sin(run)
+    streaks = rng.standard_normal((192, 192), dtype=np.float32)
+    streaks = ndimage.gaussian_filter(streaks, (0.8, 7), mode="wrap", truncate=2.5)
+    fibres = ndimage.map_coordinates(
+        streaks / streaks.std(), [across, along], order=1, mode="grid-wrap"
+    )
+    slope_y, slope_x = np.gradient(bend)
+    direction = run - np.arctan(sway * (slope_y * np.cos(run) - slope_x * np.sin(run)))
+    loose = _clouds(rng, shape, 60)
+    pink = 0.42 * (1 + 0.22 * fibres - 0.22 * loose)
+    pink *= 1 - 0.9 * _ramp(-fibres - 1.9 + rng.uniform(0.3, 0.7) * loose, 0, 0.5)
+    blue = background * (0.6 + 0.2 * fibres) * np.minimum(1, pink / 0.3) + 0.02
+    return _Canvas(
+        np.clip(blue, 0, None, dtype=np.float32),
+        np.clip(pink, 0.015, None, dtype=np.float32),
+        direction.astype(np.float32),
+    )
+
+
+def _fat(rng: np.random.Generator, canvas: _Canvas) -> None:
+    """Fat cells: empty polygons with thin pink walls, in one part of the field."""
+    height, width = canvas.shape
+    where = _clouds(rng, canvas.shape, 90)
+    edge = float(np.quantile(where, rng.uniform(0.7, 0.9)))
+    pitch = rng.uniform(22, 30)
+    y, x = np.mgrid[-pitch : height + pitch : pitch, -pitch : width + pitch : pitch]
+    cells = np.stack([y.ravel(), x.ravel()], axis=1) + rng.normal(0, 0.24 * pitch, (y.size, 2))
+    half = np.mgrid[0:height:2, 0:width:2].reshape(2, -1).T
+    near, next_near = cKDTree(cells).query(half, k=2)[0].T
+    gap = (next_near - near).reshape((height + 1) // 2, (width + 1) // 2).astype(np.float32)
+    full = Image.fromarray(gap).resize((width, height), Image.Resampling.BICUBIC)
+    fat = _ramp(where, edge, edge + 0.08)
+    canvas.lay(_ALL, fat, (0.04, 0.3))
+    canvas.lay(_ALL, fat * _ramp(np.array(full), 1.2, 2.6), (0.0, 0.015))
+
+
+def _cells(
+    rng: np.random.Generator,
+    xy: _Points,
+    angle: _Each,
+    *,
+    radius_px: _Each,
+    spread: _Each = 0.1,
+    stretch: _Each = 1.2,
+    density: _Each = 0.8,
+) -> _Points:
+    """Nuclei as rows of x, y, half axes along and across `angle` (px), angle, density, rim."""
+    n = len(xy)
+    radius = np.clip(radius_px * np.exp(rng.normal(0, spread, n)), 1.0, 5.5)
+    root = np.sqrt(np.clip(stretch * np.exp(rng.normal(0, 0.12 + spread / 2, n)), 1.0, 3.5))
+    dark = density * np.exp(rng.normal(0, 0.08 + spread / 2, n))
+    rim = np.clip(rng.normal(0.25 + spread / 2, 0.15 + spread / 2, n), 0, 0.6)
+    turned = np.broadcast_to(angle, n) + rng.normal(0, 0.15 + spread, n)
+    return np.column_stack([xy, radius * root, radius / root, turned, dark, rim])
+
+
+def _stromal_cells(rng: np.random.Generator, canvas: _Canvas, atypia: float) -> _Points:
+    """Spindle-shaped fibroblasts along the fibres and lymphocytes in clouds."""
+    height, width = canvas.shape
+    area = height * width
+    n_spindles = rng.poisson(area * rng.uniform(0.7, 2.2) / 1000)
+    n_round = rng.poisson(area * rng.gamma(0.7, 0.35 + 0.3 * atypia) / 1000)
+    spindles = rng.uniform(0, 1, (n_spindles, 2)) * (width, height)
+    clouds = rng.uniform(0, 1, (3, 2)) * (width, height)
+    spread_px = rng.uniform(12, 60)
+    lymphocytes = clouds[rng.integers(0, 3, n_round)] + rng.normal(0, spread_px, (n_round, 2))
+    xy = np.clip(np.concatenate([spindles, lymphocytes]), 0, (width - 1, height - 1))
+    col, row = xy.astype(np.intp).T
+    angle = canvas.direction[row, col].astype(np.float64)
+    cells = np.concatenate(
+        [
+            _cells(rng, spindles, angle[:n_spindles], radius_px=1.9, stretch=3.4, density=0.6),
+            _cells(rng, lymphocytes, 0.0, radius_px=2.1, stretch=1.05, density=1.0),
+        ]
+    )
+    return np.asarray(cells[canvas.eosin[row, col] > 0.17])
+
+
+def _box(shape: tuple[int, int], at: tuple[float, float], reach: float) -> tuple[slice, slice]:
+    """Rows and columns within `reach` px of at (x, y), cut off at the border of the field."""
+    rows, cols = (
+        slice(min(max(0, int(c - reach)), side), max(0, min(side, int(c + reach) + 1)))
+        for c, side in zip(reversed(at), shape, strict=True)
+    )
+    return rows, cols
+
+
+def _gland(
+    rng: np.random.Generator,
+    canvas: _Canvas,
+    at: tuple[float, float],
+    *,
+    radius_px: float,
+    atypia: float,
+    lesion: NDArray[np.bool_] | None = None,
+) -> _Points:
+    """Paint a duct, an acinus or, where a lesion is given to mark, a tubule; return its nuclei.
+
+    A benign gland is round, with columnar cells over a flat layer of myoepithelium; with atypia
+    cells heap up into the lumen. A tubule is angular and has one layer.
+    """
+    tubule = lesion is not None
+    size = (0.11 if tubule else 0.05 + 0.03 * (radius_px > 15)) * rng.normal(0, 1, 4)
+    ripples = size / np.sqrt([1, 2, 3, 4]) * np.exp(2j * np.pi * rng.uniform(0, 1, 4))
+    coefficients = np.concatenate([[1, 0], ripples]).astype(np.complex64)
+    nucleus = 2.35 + 1.2 * atypia
+
+    def outline(towards: NDArray[np.complexfloating]) -> NDArray[np.floating]:
+        # a Fourier series of the angle, as powers of the unit vector z = x + iy
+        return np.asarray(radius_px * np.polynomial.polynomial.polyval(towards, coefficients).real)
+
+    where = _box(canvas.shape, at, 1.7 * radius_px)
+    y, x = np.ogrid[where]
+    z = ((x - at[0]) + 1j * (y - at[1])).astype(np.complex64)
+    distance = np.abs(z)
+    edge = outline(z / np.maximum(distance, 1e-3))
+    inside = np.asarray(edge - distance, dtype=np.float32)
+    layers = 1 if tubule else 1 + int(rng.random() < 2.2 * atypia) + int(rng.random() < atypia)
+    depth = nucleus * 2.5 * layers + (0 if tubule else 2.2)
+    canvas.lay(where, 0.6 * _ramp(inside, -0.3 * radius_px - 2, 0), (0.05, 0.27))
+    canvas.lay(where, _ramp(inside, -0.5, 0.8), (0.15, 0.28))
+    secretion = rng.random() < 0.25
+    canvas.lay(where, _ramp(inside, depth, depth + 1.5), (0.06, 0.14) if secretion else (0, 0.015))
+    if lesion is not None:
+        lesion[where] |= inside > 0
+
+    # one row a ring of nuclei: depth, spacing (px), then radius, spread, stretch, density, turn
+    rings = [] if tubule else [(1.1, 6.5, 1.6, 0.1, 2.2, 0.95, np.pi / 2)]
+    for layer in range(layers):
+        down = (1.2 if tubule else 3.2) + nucleus * (1.1 + 2.2 * layer)
+        if down < radius_px - 1:
+            looks = (nucleus, 0.06 + 0.2 * atypia, 1.35, 0.72 + 0.25 * atypia)
+            rings.append((down, nucleus * 2.15, *looks, 0.0))
+    counts = [max(3, round(2 * np.pi * (radius_px - down) / gap)) for down, gap, *_ in rings]
+    steps = np.concatenate([(np.arange(n) + rng.uniform(0, 1)) / n for n in counts])
+    n = np.repeat(counts, counts)
+    down, _, radius, spread, stretch, density, turn = np.repeat(rings, counts, axis=0).T
+    angle = 2 * np.pi * (steps + rng.normal(0, 0.13, len(n)) / n)
+    towards = np.exp(1j * angle)
+    off = np.maximum(outline(towards) - down + rng.normal(0, 0.35 + 0.5 * atypia, len(n)), 0)
+    xy = np.column_stack([at[0] + off * towards.real, at[1] + off * towards.imag])
+    return _cells(
+        rng,
+        xy,
+        angle + turn,
+        radius_px=radius,
+        spread=spread,
+        stretch=stretch,
+        density=density,
+    )
+
+
+def _benign_glands(rng: np.random.Generator, canvas: _Canvas, atypia: float) -> list[_Points]:
+    """Separate ducts, and lobules of small acini in pale stroma."""
+    height, width = canvas.shape
+    nuclei: list[_Points] = []
+    taken: list[tuple[float, float, float]] = []
+
+    def free(x: float, y: float, r: float) -> bool:
+        return all(np.hypot(x - a, y - b) > r + c for a, b, c in taken)
+
+    wanted = max(1, rng.poisson(height * width / 80500 * (5 + 5 * atypia)))
+    for _ in range(6 * wanted):
+        if len(taken) >= wanted:
+            break
+        lobule = rng.random() < 0.45 + 0.3 * atypia
+        radius = rng.uniform(30, 56) if lobule else min(13 + rng.gamma(2, 7), 55)
+        radius = min(radius, 0.45 * min(height, width))
+        x, y = float(rng.uniform(0, width)), float(rng.uniform(0, height))
+        if not free(x, y, 1.15 * radius):
+            continue
+        taken.append((x, y, 1.15 * radius))
+        if not lobule:
+            nuclei.append(_gland(rng, canvas, (x, y), radius_px=radius, atypia=atypia))
+            continue
+        where = _box(canvas.shape, (x, y), 1.1 * radius)
+        yy, xx = np.ogrid[where]
+        ball = (1 - np.hypot(xx - x, yy - y) / (1.1 * radius)).astype(np.float32)
+        canvas.lay(where, 0.75 * _ramp(ball, 0, 0.25), (0.08, 0.22))
+        acinus = rng.uniform(8.5, 10.5)
+        pitch = acinus * (2.3 - 0.3 * atypia)
+        for i, j in np.ndindex(9, 9):
+            dx = (i - 4 + 0.5 * (j % 2)) * pitch + rng.normal(0, 1.3)
+            dy = (j - 4) * 0.87 * pitch + rng.normal(0, 1.3)
+            if np.hypot(dx, dy) + 0.7 * acinus < radius and rng.random() < 0.92:
+                r = acinus * rng.uniform(0.8, 1.12)
+                at = (x + dx, y + dy)
+                nuclei.append(_gland(rng, canvas, at, radius_px=r, atypia=atypia))
+    return nuclei
+
+
+def _growth(
+    rng: np.random.Generator, canvas: _Canvas, atypia: float, lesion: NDArray[np.bool_]
+) -> list[_Points]:
+    """Paint tubules (low atypia) and nests or cords of large crowded nuclei; mark `lesion`.
+
+    With atypia near 1 it is carcinoma of high grade, near 0.5 of low grade, below that the
+    adenosis or hyperplasia that is mistaken for it.
+    """
+    height, width = canvas.shape
+    nuclei: list[_Points] = []
+    cover = rng.uniform(0.18, 0.3) + atypia * rng.uniform(0.05, 0.42)
+    tubular = cover * np.clip(1.5 - 1.5 * atypia + rng.normal(0, 0.1), 0, 0.7)
+    for _ in range(400):
+        radius = rng.uniform(8, 15)
+        if lesion.mean() + 5 * radius**2 / lesion.size > tubular:
+            break
+        at = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
+        if not lesion[int(at[1]), int(at[0])]:
+            gland = _gland(rng, canvas, at, radius_px=radius, atypia=atypia, lesion=lesion)
+            nuclei.append(gland)
+    cords = rng.random() < 0.4
+    score = _clouds(rng, canvas.shape, 22 if cords else 38)
+    if cords:
+        score = -np.abs(score) + 0.3 * _clouds(rng, canvas.shape, 60)
+    score += 0.15 * _clouds(rng, canvas.shape, 9)
+    score[lesion] = -9
+    edge = float(np.quantile(score, 1 - max(cover - float(lesion.mean()), 0.07)))
+    nest = score > edge
+    lesion |= nest
+    canvas.lay(_ALL, 0.7 * _ramp(score, edge - 0.7, edge), (0.05, 0.24))
+    canvas.lay(_ALL, _ramp(score, edge, edge + 0.12), (0.13 + 0.05 * atypia, 0.27))
+    slits = _clouds(rng, canvas.shape, 15)
+    canvas.lay(_ALL, nest * _ramp(slits, 2.3 - 0.5 * (1 - atypia), 2.6), (0.0, 0.02))
+    nucleus = 2.5 + 1.5 * atypia
+    pitch = nucleus * rng.uniform(2.3, 2.9)
+    y, x = np.mgrid[0:height:pitch, 0:width:pitch]
+    xy = np.stack([x.ravel(), y.ravel()], axis=1) + rng.uniform(-0.5, 0.5, (x.size, 2)) * pitch
+    xy = np.clip(xy, 0, (width - 1, height - 1))
+    col, row = xy.astype(np.intp).T
+    xy = xy[nest[row, col] & (slits[row, col] < 2.0)]
+    turn = rng.uniform(0, np.pi, len(xy))
+    looks = {"spread": 0.08 + 0.24 * atypia, "stretch": 1.3, "density": 0.68 + 0.16 * atypia}
+    return [*nuclei, _cells(rng, xy, turn, radius_px=nucleus, **looks)]
+
+
+def _stamp(
+    rng: np.random.Generator, canvas: _Canvas, nuclei: _Points, *, coarseness: float
+) -> None:
+    """Lay all nuclei down at once, each as a small patch; overlaps keep the darker."""
+    height, width = canvas.shape
+    chromatin = np.zeros(canvas.shape, dtype=np.float32)
+    long = nuclei[:, 2] > 4
+    # small nuclei in small patches: most are, and it halves the time
+    for group, reach in ((nuclei[~long], 5), (nuclei[long], 11)):
+        x, y, a, b, angle, dark, rim = group.astype(np.float32).T[:, :, None, None]
+        offset = np.arange(-reach, reach + 1, dtype=np.float32)
+        col, row = np.round(x) + offset, np.round(y) + offset[:, None]
+        cos, sin = np.cos(angle), np.sin(angle)
+        rho = np.hypot(
+            ((col - x) * cos + (row - y) * sin) / a, ((row - y) * cos - (col - x) * sin) / b
+        )
+        body = np.clip((1 - rho) * np.sqrt(a * b) + 0.5, 0, 1)
+        patch = dark * body * (1 - rim * np.clip(1 - rho * rho, 0, 1))
+        keep = (patch > 0) & (col >= 0) & (col < width) & (row >= 0) & (row < height)
+        at = (row * width + col)[keep].astype(np.intp)
+        np.maximum.at(chromatin.reshape(-1), at, patch[keep])
+    grain = _clouds(rng, canvas.shape, 1.3 + coarseness)
+    chromatin *= np.clip(1 + (0.12 + 0.16 * coarseness) * grain, 0.4, 1.7)
+    canvas.eosin[...] *= np.clip(1 + 0.07 * grain, 0, None)
+    canvas.hematoxylin[...] = np.maximum(canvas.hematoxylin, chromatin)
+    canvas.eosin[...] *= 1 - 0.5 * np.minimum(chromatin, 1)
+
+
+def _photograph(rng: np.random.Generator, canvas: _Canvas, stain: Stain) -> ImageArray:
+    """Beer-Lambert: light = white * 10 ** -density; then focus, vignette, gamma and noise."""
+    height, width = canvas.shape
+    blue = stain.hematoxylin_strength * rng.normal(1, 0.04) * canvas.hematoxylin
+    pink = stain.eosin_strength * rng.normal(1, 0.04) * canvas.eosin
+    y, x = np.ogrid[:height, :width]
+    far = (x / width - stain.centre[0]) ** 2 + (y / height - stain.centre[1]) ** 2
+    lamp = (1 - stain.vignette * np.minimum(far, 1)).astype(np.float32)
+    planes = []
+    for white, h, e in zip(stain.white, stain.hematoxylin, stain.eosin, strict=True):
+        density = np.float32(h) * blue + np.float32(e) * pink
+        light = np.exp(np.float32(-np.log(10)) * density) * lamp
+        light = ndimage.gaussian_filter(light, stain.blur_px, truncate=3)
+        planes.append(255 * np.float32(white) * light ** np.float32(stain.gamma))
+    image = np.stack(planes, axis=-1)
+    image += np.float32(stain.noise) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def _check_size(width_px: int, height_px: int) -> None:
+    for name, side in (("width_px", width_px), ("height_px", height_px)):
+        if not MIN_SIDE_PX <= side <= MAX_SIDE_PX:
+            raise UsageError(
+                f"{name} must lie in {MIN_SIDE_PX}..{MAX_SIDE_PX}, got {side}",
+                fix="a smaller photograph would not hold one gland",
+            )
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One mistake put into the folder on purpose.
+
+    kind: "exact copy", "JPEG copy", "half-size copy", "flipped copy", "rotated copy",
+        "patient in two classes" or "patient in two splits".
+    paths: the files it concerns, relative to the images folder; of a copy, (original, copy).
+    patients: the patients it concerns, in the order of paths where there are two.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    patients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """What `write_tissue` wrote.
+
+    images, masks: the two folders; a mask has its image's relative path, ending in .png.
+    truth: one row an image, in the order of writing: path (POSIX, relative to images), label
+        (benign or malignant), patient, slide, magnification, split (train, validation, or "" for
+        layout "classes"), planted (a `Plant.kind` or ""), copy_of (the path of the original or "").
+    planted: the mistakes, empty for a clean set.
+    """
+
+    images: Path
+    masks: Path
+    truth: pd.DataFrame
+    planted: tuple[Plant, ...]
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """One row of the truth table; `picture` (patient, image) is what its pixels are keyed by."""
+
+    path: str
+    label: str
+    patient: str
+    slide: str
+    magnification: int
+    split: str
+    planted: str
+    copy_of: str
+    picture: tuple[int, int]
+
+
+def write_tissue(  # noqa: PLR0913
+    folder: Path,
+    *,
+    patients: int = 24,
+    images_per_patient: int = 10,
+    seed: int = 0,
+    width_px: int = 350,
+    height_px: int = 230,
+    layout: Literal["classes", "splits"] = "classes",
+    plant: bool = True,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] | None = None,
+) -> Tissue:
+    """Write a folder of made-up patients: images/, masks/ and, last of all, truth.csv.
+
+    patients: at least 4; of each two that follow one another one is benign, one malignant.
+    layout: "classes" files images under images/<class>, "splits" under
+        images/<train or validation>/<class> with about 30 % of the patients in validation.
+    plant: file an exact copy under the same patient, file four altered copies under another
+        patient of the class (with "splits": of the other part), and let one patient have images in
+        both classes or, with "splits", in both parts. Adds 5 images.
+    progress: wraps the sequence of images while they are written, such as `tqdm.tqdm`.
+    A picture depends on seed, size, patient number and image number only, so asking for more
+    patients or images changes none of the others.
+    Raises UsageError for arguments out of range, OutputError where the folder is taken or cannot
+    be written.
+    """
+    _check_size(width_px, height_px)
+    _check_counts(patients, images_per_patient, seed, plant)
+    if layout not in ("classes", "splits"):
+        raise UsageError(f"layout must be 'classes' or 'splits', got {layout!r}")
+    taken = [name for name in ("images", "masks", "truth.csv") if (folder / name).exists()]
+    if taken:
+        raise OutputError(
+            f"{show(folder)} already holds {', '.join(taken)}",
+            fix="name a new folder, or remove this one first",
+        )
+    splits = layout == "splits"
+    shots = _plan(seed, patients, images_per_patient, splits=splits, plant=plant)
+    try:
+        for shot in shots if progress is None else progress(shots):
+            image, lesion = _draw_shot(shot, seed, width_px, height_px)
+            _save(folder / "images" / shot.path, image)
+            mask = np.where(lesion, 255, 0).astype(np.uint8)
+            _save(folder / "masks" / Path(shot.path).with_suffix(".png"), mask)
+        truth = pd.DataFrame([asdict(shot) for shot in shots])
+        truth = truth.drop(columns="picture")
+        truth.to_csv(folder / "truth.csv", index=False)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write made-up tissue to {show(folder)}: {error.strerror or error}",
+            fix="choose a folder that can be written and has room",
+        ) from error
+    return Tissue(folder / "images", folder / "masks", truth, _facts(shots))
+
+
+def _check_counts(patients: int, images_per_patient: int, seed: int, plant: bool) -> None:
+    if patients < 4:
+        raise UsageError(
+            f"patients must be at least 4, got {patients}",
+            fix="a split by patient needs two patients of each class",
+        )
+    least = 2 if plant else 1
+    if images_per_patient < least:
+        why = "a patient in two classes or splits needs 2" if plant else "give every patient one"
+        raise UsageError(
+            f"images_per_patient must be at least {least}, got {images_per_patient}", fix=why
+        )
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, got {seed}")
+
+
+# Which patients the mistakes fall on, as (pair, malignant). Pairs 0 and 1 always exist and lie in
+# different splits, and each of their four patients carries one kind of mistake.
+_SHARED, _TWICE, _DONOR, _RECIPIENT = (0, True), (1, True), (0, False), (1, False)
+_ALTERED = ("JPEG copy", "half-size copy", "flipped copy", "rotated copy")
+
+
+def _plan(
+    seed: int, patients: int, images_per_patient: int, *, splits: bool, plant: bool
+) -> list[_Shot]:
+    """List every image to write, before any is drawn."""
+    first_malignant = [_rng(seed, 0, pair).random() < 0.5 for pair in range((patients + 1) // 2)]
+    malignant = [first_malignant[j // 2] == (j % 2 == 0) for j in range(patients)]
+
+    def shot(j: int, k: int, *, moved: bool = False, planted: str = "") -> _Shot:
+        # j // 2 is the pair; three pairs in ten go to validation, pair 1 the first of them
+        validation = ((j // 2) % 10 in (1, 4, 8)) != moved
+        label = "malignant" if malignant[j] != (moved and not splits) else "benign"
+        split = ("validation" if validation else "train") if splits else ""
+        patient = f"P{j + 1:02d}"
+        slide = patient + _slide(j, k)
+        ending = "jpg" if planted == "JPEG copy" else "png"
+        name = f"patient-{patient}_slide-{slide}_mag-100_{k + 1:03d}.{ending}"
+        path = "/".join(filter(None, (split, label, name)))
+        return _Shot(path, label, patient, slide, 100, split, planted, "", (j, k))
+
+    who = {(j // 2, malignant[j]): j for j in range(4)}
+    shots, n = [], images_per_patient
+    for j, k in np.ndindex(patients, n):
+        shared = plant and j == who[_SHARED]
+        kind = ("patient in two splits" if splits else "patient in two classes") if shared else ""
+        shots.append(shot(j, k, moved=shared and k % 2 == 1, planted=kind))
+    if not plant:
+        return shots
+    copies = [("exact copy", who[_TWICE], who[_TWICE], n, 0)]
+    copies += [
+        (kind, who[_DONOR], who[_RECIPIENT], n + i, i % n) for i, kind in enumerate(_ALTERED)
+    ]
+    for kind, donor, recipient, k, k_donor in copies:
+        original = shots[donor * n + k_donor]
+        copy = shot(recipient, k, planted=kind)
+        shots.append(replace(copy, copy_of=original.path, picture=original.picture))
+    return shots
+
+
+def _slide(j: int, k: int) -> str:
+    """Every third patient has two slides; images come from them two by two in turn."""
+    return "b" if j % 3 == 1 and k % 4 >= 2 else "a"
+
+
+def _facts(shots: list[_Shot]) -> tuple[Plant, ...]:
+    patient_of = {shot.path: shot.patient for shot in shots}
+    facts = [
+        Plant(shot.planted, (shot.copy_of, shot.path), (patient_of[shot.copy_of], shot.patient))
+        for shot in shots
+        if shot.copy_of
+    ]
+    shared = [shot for shot in shots if shot.planted and not shot.copy_of]
+    if shared:
+        paths = tuple(shot.path for shot in shared)
+        facts.append(Plant(shared[0].planted, paths, (shared[0].patient,)))
+    return tuple(facts)
+
+
+def _rng(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *key])
+
+
+def _draw_shot(
+    shot: _Shot, seed: int, width_px: int, height_px: int
+) -> tuple[ImageArray, NDArray[np.bool_]]:
+    """Draw the picture of a shot; of a copy, the original's picture, altered."""
+    j, k = shot.picture
+    of_patient = _rng(seed, 1, j)
+    # most patients are near the textbook, a few are hard to tell from the other class
+    stain, difficulty = draw_stain(of_patient), float(of_patient.uniform(0, 1) ** 1.4)
+    if _slide(j, k) == "b":
+        stain = replace(
+            stain,
+            hematoxylin_strength=stain.hematoxylin_strength * of_patient.uniform(0.85, 1.15),
+            eosin_strength=stain.eosin_strength * of_patient.uniform(0.85, 1.15),
+        )
+    image, lesion = draw_field(
+        _rng(seed, 2, j, k),
+        stain=stain,
+        malignant=shot.label == "malignant",
+        width_px=width_px,
+        height_px=height_px,
+        difficulty=difficulty,
+    )
+    if shot.planted == "half-size copy":
+        size = (width_px // 2, height_px // 2)
+        small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+        return np.asarray(small), np.asarray(Image.fromarray(lesion).resize(size))
+    if shot.planted == "flipped copy":
+        return image[:, ::-1], lesion[:, ::-1]
+    if shot.planted == "rotated copy":
+        return np.rot90(image), np.rot90(lesion)
+    return image, lesion
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if path.suffix == ".jpg":
+        image.save(path, quality=75)
+    else:
+        image.save(path, compress_level=1)

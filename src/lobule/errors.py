@@ -1,0 +1,75 @@
+"""The exceptions a user can meet, each with the exit code of the command line.
+
+    LobuleError              1  something inside failed
+    ├── UsageError           2  the call itself is off
+    │   └── OutputError      2  the place to write to cannot be used
+    ├── DataError            3  the images, the manifest or the split
+    │   ├── ImageError       3  one image file
+    │   └── LeakageError     3  one patient on both sides of a split
+    └── ModelError           4  backbone, weights or model folder
+
+A message says what is wrong, where, and why; `fix` says what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class LobuleError(Exception):
+    """Base of every error that Lobule raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, fix: str | None = None) -> None:
+        super().__init__(what if fix is None else f"{what}\n  {fix}")
+        self.what = what
+        self.fix = fix
+
+
+class UsageError(LobuleError):
+    """The arguments contradict each other or name something that does not exist."""
+
+    exit_code = 2
+
+
+class OutputError(UsageError):
+    """The place to write to is taken, full or not writable."""
+
+
+class DataError(LobuleError, ValueError):
+    """The data cannot be used as asked."""
+
+    exit_code = 3
+
+
+class ImageError(DataError):
+    """One image file cannot be read."""
+
+
+class LeakageError(DataError):
+    """The same patient lies on both sides of a split."""
+
+
+class ModelError(LobuleError):
+    """A backbone, a weights file or a model folder cannot be used."""
+
+    exit_code = 4
+
+
+def show(path: str | os.PathLike[str]) -> str:
+    """Return `path` on one line: control characters and undecodable bytes are escaped.
+
+    A file name may hold a newline or an escape sequence; printed raw it could forge a second
+    log line or repaint the terminal.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in os.fspath(path)
+    )
+
+
+def name_some(names: list[str], limit: int = 5) -> str:
+    """Join the first `limit` names and say how many more there are."""
+    shown = ", ".join(show(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

@@ -1,0 +1,1 @@
+"""Metrics, patient-level intervals, calibration and operating points, from arrays to numbers."""

@@ -1,0 +1,230 @@
+"""The predictions table: the one hand-off from models to evaluation, report and user.
+
+Columns, one row an image:
+
+    path                    as in the manifest
+    label, patient, slide, magnification, subtype   where known
+    prob_<class> ...        mean over the eight views; rows sum to 1
+    plain_<class> ...       the plain view alone
+    colour_<class> ...      baseline that sees colour statistics only
+    prior_<class> ...       baseline that sees nothing: class shares of the training images
+    threshold, threshold_slide, threshold_patient   operating point locked before (two classes)
+    decision                class at the operating point (two classes) or of highest probability
+    model, weights, preprocessing, source           identity: who said so, and on what data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lobule.data.manifest import Manifest, class_indices
+from lobule.errors import DataError, UsageError, name_some, show
+from lobule.files import replacing
+
+Level = Literal["image", "slide", "patient"]
+
+LEVELS: tuple[Level, ...] = ("image", "slide", "patient")
+
+KINDS = ("prob", "plain", "colour", "prior")
+"""Prefixes of the probability columns."""
+
+KNOWN = ("label", "patient", "slide", "magnification", "subtype")
+"""Manifest columns that evaluation needs."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A predictions table and its classes in the order of their columns (positive last of two).
+
+    failed: images that were asked for and left out as unreadable, with the reason by path.
+    """
+
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def probabilities(self, kind: str = "prob") -> NDArray[np.float64]:
+        """Return the (n, K) columns of one of KINDS."""
+        columns = [f"{kind}_{name}" for name in self.classes]
+        return self.table[columns].to_numpy(dtype=np.float64)
+
+    def has(self, kind: str) -> bool:
+        """Whether the table has the probability columns of `kind`."""
+        return all(f"{kind}_{name}" in self.table for name in self.classes)
+
+    @property
+    def y(self) -> NDArray[np.int64]:
+        """Class index of each image's label, (n,)."""
+        return class_indices(self.table["label"], self.classes)
+
+    @property
+    def groups(self) -> pd.Series[str]:
+        """The patient of each image, or the image itself where that is unknown."""
+        return self.table["patient"].fillna("image:" + self.table["path"])
+
+    @property
+    def patients_known(self) -> bool:
+        """Whether every image has a patient."""
+        return bool(self.table["patient"].notna().all())
+
+
+def make_predictions(
+    manifest: Manifest,
+    classes: tuple[str, ...],
+    probabilities: dict[str, NDArray[np.float64]],
+    thresholds: dict[Level, NDArray[np.float64]],
+    **identity: str,
+) -> Predictions:
+    """Put the table together.
+
+    probabilities: by kind (see KINDS), each (n, K). thresholds: by level, each (n,); empty with
+    more than two classes. identity: model, weights, preprocessing and source.
+    """
+    columns: dict[str, Any] = {"path": manifest.table["path"]}
+    columns.update({name: manifest.table[name] for name in KNOWN})
+    for kind, values in probabilities.items():
+        columns.update({f"{kind}_{name}": values[:, k] for k, name in enumerate(classes)})
+    for level, values in thresholds.items():
+        columns["threshold" if level == "image" else f"threshold_{level}"] = values
+    prob = probabilities["prob"]
+    index = decide(prob, thresholds.get("image"))
+    columns["decision"] = np.array(classes)[index]
+    return Predictions(pd.DataFrame({**columns, **identity}), classes)
+
+
+def decide(
+    prob: NDArray[np.float64], threshold: NDArray[np.float64] | float | None
+) -> NDArray[np.int64]:
+    """Return class indices: positive iff its probability reaches the threshold, else arg-max.
+
+    prob: (n, K). threshold: of the positive class of two; None takes the most probable class.
+    """
+    if threshold is None:
+        return prob.argmax(axis=1).astype(np.int64)
+    return (prob[:, 1] >= threshold).astype(np.int64)
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Write Parquet or CSV by the ending of `path`, atomically; CSV keeps 17 digits."""
+    with replacing(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            predictions.table.to_csv(temporary, index=False, lineterminator="\n")
+        elif path.suffix.lower() == ".parquet":
+            predictions.table.to_parquet(temporary, index=False)
+        else:
+            raise UsageError(
+                f"{show(path)} is neither .csv nor .parquet",
+                fix="the ending of the file chooses the format",
+            )
+
+
+def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predictions:
+    """Read predictions; labels and patients may come from a manifest, matched by path.
+
+    Raises DataError if the file cannot be read, holds no probabilities, has probabilities that
+    do not sum to 1, or if labels are missing or unknown to the model.
+    """
+    try:
+        if path.suffix.lower() == ".csv":
+            text = {name: "string" for name in ("path", "label", "patient", "slide", "subtype")}
+            table = pd.read_csv(path, dtype=text, float_precision="round_trip")
+        else:
+            table = pd.read_parquet(path)
+    except (OSError, ValueError, pa.ArrowInvalid, pd.errors.ParserError) as error:
+        raise DataError(f"cannot read the predictions {show(path)}: {error}") from error
+    classes = tuple(c.removeprefix("prob_") for c in table.columns if c.startswith("prob_"))
+    if "path" not in table or len(classes) < 2:
+        raise DataError(
+            f"{show(path)} is not a predictions table: it needs 'path' and two or more columns "
+            f"'prob_<class>' (its columns: {name_some([str(c) for c in table.columns])})",
+            fix="make one with `lobule predict MODEL DIR -o predictions.csv`",
+        )
+    if manifest is not None:
+        table = _join_known(table, manifest, path)
+    for name in KNOWN:
+        if name not in table:
+            table[name] = pd.Series(pd.NA, index=table.index, dtype="string")
+    predictions = Predictions(table, classes)
+    _check(predictions, path)
+    return predictions
+
+
+def _join_known(table: pd.DataFrame, manifest: Manifest, path: Path) -> pd.DataFrame:
+    known = manifest.table.set_index("path")[list(KNOWN)]
+    lacking = [p for p in table["path"] if p not in known.index]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} image(s) of {show(path)} are not in the manifest: "
+            f"{name_some(lacking)}",
+            fix="scan the folder that was predicted",
+        )
+    kept = table.drop(columns=[name for name in KNOWN if name in table])
+    return kept.join(known, on="path")
+
+
+def _check(predictions: Predictions, path: Path) -> None:
+    table, classes = predictions.table, predictions.classes
+    prob = predictions.probabilities()
+    off = ~np.isclose(prob.sum(axis=1), 1.0, atol=1e-6) | (prob < 0).any(axis=1)
+    if off.any():
+        raise DataError(
+            f"{int(off.sum())} row(s) of {show(path)} hold no probabilities (they must be 0 or "
+            f"more and sum to 1), the first for {show(str(table['path'][off].iloc[0]))}"
+        )
+    if table["label"].isna().any():
+        unlabelled = table["path"][table["label"].isna()].tolist()
+        raise DataError(
+            f"{len(unlabelled)} image(s) of {show(path)} have no label: {name_some(unlabelled)}",
+            fix="give the manifest that knows them with --manifest FILE",
+        )
+    strange = sorted(set(table["label"]) - set(classes))
+    if strange:
+        raise DataError(
+            f"{show(path)} has label(s) that the model does not know: {name_some(strange)}; "
+            f"its classes are {name_some(list(classes))}"
+        )
+
+
+def at_level(predictions: Predictions, level: Level) -> Predictions:
+    """Combine the images of each slide or patient: probabilities are averaged.
+
+    The label of a unit is its highest class index present (malignant if any image is), since
+    one malignant field makes a malignant case. Slides of different patients stay apart even
+    under one name. Images of unknown slide or patient stand for themselves.
+    """
+    if level == "image":
+        return predictions
+    table = predictions.table
+    own = "image:" + table["path"]
+    patient = table["patient"].fillna(own)
+    if level == "slide":
+        unit = patient + "/" + table["slide"].fillna(own)
+    else:
+        unit = patient
+    numeric = [c for c in table.columns if c.startswith(tuple(f"{kind}_" for kind in KINDS))]
+    thresholds = [c for c in table.columns if c.startswith("threshold")]
+    work = table.assign(unit=unit, patient=patient, y=predictions.y)
+    grouped = work.groupby("unit", sort=True)
+    units = grouped[numeric].mean()
+    units["y"] = grouped["y"].max()
+    units["label"] = np.array(predictions.classes)[units["y"]]
+    units["patient"] = grouped["patient"].first()
+    units[thresholds] = grouped[thresholds].first()
+    if f"threshold_{level}" in units:
+        units["threshold"] = units[f"threshold_{level}"]
+    elif "threshold" in units:
+        # an operating point belongs to one level; without its own a level has none
+        units = units.drop(columns="threshold")
+    units["path"] = units.index
+    return Predictions(units.reset_index(drop=True), predictions.classes)

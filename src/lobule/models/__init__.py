@@ -1,0 +1,1 @@
+"""Backbones, the classifier on top, and the model folder."""

@@ -1,0 +1,287 @@
+"""report.html: one self-contained page made of the saved files of a run, and of nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lobule.errors import show
+from lobule.evaluation.evaluate import Evaluation
+from lobule.evaluation.predictions import Level, Predictions, at_level
+from lobule.files import write_text
+from lobule.models.card import RESEARCH_USE
+from lobule.reporting import figures, gallery, tables
+from lobule.reporting.figures import Curve
+from lobule.reporting.saved import Saved, read_run, using
+from lobule.reporting.verdict import basis, count, headlines, limits, number, people, verdict
+
+SPLIT_NAMES = {"image": "random images", "slide": "slides apart", "patient": "patients apart"}
+
+Fact = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing and its caption; `svg` is None where `missing` says why."""
+
+    title: str
+    caption: str
+    svg: Markup | None
+    missing: str | None = None
+
+
+def report(run: Path, *, out: Path | None = None) -> Path:
+    """Write the report of a run folder and return where it lies.
+
+    run: as `workflow.train` leaves it (its docstring lists the files); thumbnails come from the
+    images themselves, and an image that is gone is named in its place. out: the file to write,
+    by default report.html in the run folder. The same files give the same bytes.
+    Raises DataError naming a file of the run that is missing or unusable, OutputError if `out`
+    cannot be written.
+    """
+    saved = read_run(run)
+    with using(run / "model" / "model.json"):
+        card, versions = card_facts(saved.model), saved.model["versions"]
+        title, created = str(saved.model["id"]), str(saved.model["created"])
+    with using(run / "run.json"):
+        facts = run_facts(saved)
+    text = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **_findings(saved),
+            **_figures(saved),
+            title=title,
+            created=created,
+            card=card,
+            versions=versions,
+            run=facts,
+            research_use=RESEARCH_USE,
+        )
+    )
+    out = run / "report.html" if out is None else out
+    write_text(out, text)
+    return out
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lobule.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["nan"] = math.isnan
+    environment.filters |= {"number": number, "show": show, "count": count}
+    return environment
+
+
+def _findings(saved: Saved) -> dict[str, Any]:
+    """Return what the page says and tabulates."""
+    evaluation, table, root = saved.evaluation, saved.manifest.table, saved.manifest.root
+    levels = tables.shown_levels(
+        evaluation, slides_known=bool(saved.predictions.table["slide"].notna().all())
+    )
+    patients = saved.predictions.table.groupby("label")["patient"].nunique()
+    right = gallery.confident(saved.predictions, root, right=True)
+    wrong = gallery.confident(saved.predictions, root, right=False)
+    samples = gallery.samples(table, root)
+    agrees = saved.predictions.table["decision"] == saved.predictions.table["label"]
+    return {
+        "classes": evaluation.classes,
+        "binary": len(evaluation.classes) == 2,
+        "evaluation": evaluation,
+        "leakage": saved.leakage,
+        "basis": basis(evaluation),
+        "verdict": verdict(evaluation, saved.leakage, saved.allow),
+        "headlines": headlines(evaluation),
+        "limits": limits(evaluation, dict(patients), saved.allow, saved.findings),
+        "findings": saved.findings,
+        "allow": saved.allow,
+        "data_basis": _data_basis(saved),
+        "leakage_basis": people(
+            saved.leakage.n_images, saved.leakage.n_patients, known=saved.leakage.patients_known
+        ),
+        "counts": tables.count_rows(table),
+        "levels": levels,
+        "compared": tables.compared(evaluation, levels, out_of_fold=saved.out_of_fold),
+        "groups": tables.result_groups(evaluation, levels),
+        "matrices": tables.matrices(evaluation),
+        "subgroups": tables.subgroup_tables(evaluation),
+        "samples": samples,
+        "right": right,
+        "wrong": wrong,
+        "n_wrong": int((~agrees).sum()),
+        "n_gone": len(list(gallery.unavailable(samples, right, wrong))),
+    }
+
+
+def _data_basis(saved: Saved) -> str:
+    manifest = saved.manifest
+    parts = [str(part) for part in manifest.table["split"].dropna().unique()]
+    source = f"parts {', '.join(sorted(parts))}" if parts else "all images of the run"
+    n_patients = int(manifest.groups.nunique())
+    return f"{source}; {people(len(manifest), n_patients, known=manifest.patients_known)}"
+
+
+def _figures(saved: Saved) -> dict[str, Any]:
+    """Return the drawings."""
+    evaluation, leakage = saved.evaluation, saved.leakage
+    drawn = None
+    if any(math.isfinite(value.estimate) for value in leakage.auc.values()):
+        drawn = Markup(figures.leakage_figure(leakage.auc, SPLIT_NAMES))
+    plots = [*_level_plots(saved, "image")]
+    if evaluation.patients_known:
+        plots += _level_plots(saved, "patient")[:1]
+    return {"leakage_figure": drawn, "split_names": SPLIT_NAMES, "plots": plots}
+
+
+def _level_plots(saved: Saved, level: Level) -> list[Plot]:
+    evaluation = saved.evaluation
+    units = at_level(saved.predictions, level)
+    of = f"{basis(evaluation)}."
+    curves = _curves(units, "prob", "model")
+    titles = [
+        f"{kind}, per {level}" for kind in ("ROC curve", "Precision and recall", "Reliability")
+    ]
+    if not curves:
+        why = evaluation.levels[level].metrics["roc_auc"].reason or "a class is absent"
+        return [Plot(title, of, None, f"undefined: {why}") for title in titles]
+    colour = _curves(units, "colour", "colour statistics") if units.has("colour") else []
+    compared = colour if len(curves) == 1 else []
+    band, said = None, ""
+    if len(curves) == 1 and evaluation.n_patients > 1:
+        band = figures.roc_band(curves[0].y, curves[0].score, units.groups.tolist())
+        who = "patients" if evaluation.patients_known else "images"
+        said = f" Band: pointwise 95%, {who} redrawn."
+    roc_point, pr_point, marked = _points(evaluation, level)
+    draw = [
+        figures.roc_figure([*curves, *compared], name=f"roc-{level}", band=band, point=roc_point),
+        figures.precision_recall_figure([*curves, *compared], name=f"pr-{level}", point=pr_point),
+        figures.reliability_figure(curves, name=f"reliability-{level}"),
+    ]
+    captions = [
+        of + said + marked,
+        f"{of} Dotted: share of the class, which guessing reaches.{marked}",
+        f"{of} Each mark holds as many {level}s as any other; bars count {level}s in steps of 0.05.",
+    ]
+    return [
+        Plot(title, caption, Markup(svg))
+        for title, caption, svg in zip(titles, captions, draw, strict=True)
+    ]
+
+
+def _curves(units: Predictions, kind: str, name: str) -> list[Curve]:
+    """Return the curve of the positive class, or with more than two one a class; [] if undefined."""
+    y, prob, classes = units.y, units.probabilities(kind), units.classes
+    positives = [1] if len(classes) == 2 else range(len(classes))
+    if any((y == k).all() or not (y == k).any() for k in positives):
+        return []
+    return [
+        Curve(
+            f"{name}: {classes[k]}" if len(classes) > 2 and kind != "prob" else
+            classes[k] if len(classes) > 2 else name,
+            (y == k).astype(np.int64),
+            prob[:, k],
+            baseline=kind != "prob",
+        )
+        for k in positives
+    ]  # fmt: skip
+
+
+Point = tuple[float, float] | None
+
+
+def _points(evaluation: Evaluation, level: Level) -> tuple[Point, Point, str]:
+    """Return the operating point on the ROC and the precision-recall plot, and what to say."""
+    decision = evaluation.levels[level].decisions[-1]
+    if decision.rule != "operating point" or decision.threshold is None:
+        return None, None, ""
+    at = {name: value.estimate for name, value in decision.metrics.items()}
+    low, high = decision.threshold
+    said = f" Diamond: operating point, threshold {number(low, 3)}"
+    if low != high:
+        said += f" to {number(high, 3)}; each fold has its own, so it may lie beside the curve"
+    roc = (1 - at["specificity"], at["sensitivity"])
+    return roc, (at["sensitivity"], at["precision"]), said + "."
+
+
+def card_facts(model: dict[str, Any]) -> list[Fact]:
+    """Return what model.json says, as terms and sentences; the twin of `models.card` for a page."""
+    training, prep, backbone = model["training"], model["preprocessing"], model["backbone"]
+    known = bool(training["patients_known"])
+    classes = "; ".join(
+        f"{name}: {people(n['images'], n['patients'], known=known)}"
+        for name, n in training["classes"].items()
+    )
+    size = (
+        f"squashed to {prep['long_side_px']} x {prep['long_side_px']} px"
+        if prep["aspect"] == "square"
+        else f"longer side scaled to {prep['long_side_px']} px, aspect kept"
+    )
+    points = [
+        (
+            f"Operating point, per {level}",
+            f"{model['positive']} from probability {point['threshold']:.4f} on, chosen for "
+            f"{point['target']} of {point['value']:g} or more on {point['source']}; "
+            f"reached there: {point['achieved']:.3f}",
+        )
+        for level, point in model["operating_points"].items()
+    ]
+    if not points:
+        points = [("Operating point", "none: the most probable class is taken")]
+    return [
+        ("Model", str(model["id"])),
+        (
+            "Intended use",
+            "Research on photographs of the kind it was trained on: same stain, magnification and "
+            "way of taking the picture. It always answers, also for a picture that is no tissue.",
+        ),
+        ("Classes", " / ".join(str(name) for name in model["classes"])),
+        ("Trained on", people(training["n_images"], training["n_patients"], known=known)),
+        ("By class", classes),
+        ("Figures of", str(model["performance"]["source"])),
+        *points,
+        ("Calibration", f"{model['calibration']['method']} ({model['calibration']['source']})"),
+        (
+            "Input",
+            f"whole image, {size}, {prep['interpolation']} interpolation, no crop; preprocessing "
+            f"{prep['id']}",
+        ),
+        (
+            "Features",
+            f"frozen {backbone['name']} ({backbone['weights']}; licence {backbone['license']}), "
+            f"{backbone['n_features']:,} numbers, for the 8 rotations and mirror images",
+        ),
+        (
+            "Head",
+            f"logistic regression, C = {training['strength']:g}, chosen inside the training "
+            "patients; every class and every patient of a class weighs the same",
+        ),
+        ("Answer", "mean probability over the 8 views"),
+        ("Weights SHA-256", str(model["weights_sha256"])),
+    ]  # fmt: skip
+
+
+def run_facts(saved: Saved) -> list[Fact]:
+    """Return what was asked, when, and with what."""
+    record, training = saved.record, saved.model["training"]
+    recipe: Sequence[Fact] = [
+        (f"Recipe: {name.replace('_', ' ')}", "automatic" if value is None else str(value))
+        for name, value in record["request"]["recipe"].items()
+    ]
+    return [
+        ("Started", str(record["started"])),
+        ("Finished", str(record.get("finished", "not yet when this page was made"))),
+        *recipe,
+        ("Accepted findings", ", ".join(saved.allow) or "none"),
+        ("Data hash", str(training["data_hash"])),
+    ]

@@ -1,0 +1,1 @@
+"""Features, the head, and the fits that folds are made of."""

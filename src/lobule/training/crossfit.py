@@ -1,0 +1,126 @@
+"""Out-of-fold predictions, the locked thresholds, and the final fit on everyone.
+
+Every threshold that decides about an image was chosen on scores of other patients, by heads that
+had not seen those patients either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule.data.manifest import Manifest, class_indices
+from lobule.errors import DataError
+from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, make_predictions
+from lobule.evaluation.thresholds import OperatingPoint, choose_threshold
+from lobule.models.classifier import Features, Heads, Matrix
+from lobule.progress import Progress, no_progress
+from lobule.training.head import fit_head, fit_plain
+from lobule.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted on a set of training images.
+
+    strength: of the regularisation, chosen by inner folds. inner: (n, K) what the inner folds
+    said of the training images: honest scores, on which a threshold can be chosen.
+    """
+
+    heads: Heads
+    strength: float
+    inner: Matrix
+
+
+def fit(
+    features: Features,
+    y: NDArray[np.int64],
+    groups: Sequence[str],
+    *,
+    n_classes: int,
+    seed: int = 0,
+) -> Fitted:
+    """Fit the head and both baselines on the given images; arguments as `fit_head`."""
+    tissue = fit_head(features.views, y, groups, n_classes=n_classes, seed=seed)
+    heads = Heads(
+        tissue=tissue.head,
+        colour=fit_plain(features.colour, y, groups, n_classes=n_classes),
+        prior=np.bincount(y, minlength=n_classes) / len(y),
+    )
+    return Fitted(heads, tissue.strength, tissue.inner)
+
+
+def operating_points(
+    manifest: Manifest,
+    classes: tuple[str, ...],
+    prob: Matrix,
+    *,
+    sensitivity: float,
+    source: str,
+) -> dict[Level, OperatingPoint]:
+    """Choose the threshold of each level on honest scores of labelled images.
+
+    prob: (n, K) from heads that had not seen the image's patient. Returns nothing with more than
+    two classes, for which no single threshold is defined.
+    """
+    if len(classes) != 2:
+        return {}
+    scored = make_predictions(manifest, classes, {"prob": prob}, {}, source=source)
+    points: dict[Level, OperatingPoint] = {}
+    for level in LEVELS:
+        units = at_level(scored, level)
+        y, positive = units.y, units.probabilities()[:, 1]
+        threshold = choose_threshold(y, positive, sensitivity=sensitivity)
+        achieved = float((positive[y == 1] >= threshold).mean())
+        points[level] = OperatingPoint(
+            threshold, "sensitivity", sensitivity, achieved, source, level
+        )
+    return points
+
+
+def out_of_fold(
+    manifest: Manifest,
+    features: Features,
+    fold: NDArray[np.int64],
+    groups: Sequence[str],
+    recipe: Recipe,
+    *,
+    source: str,
+    progress: Progress = no_progress,
+) -> Predictions:
+    """Predict every image by heads fitted without its fold, at thresholds chosen without it.
+
+    fold: (n,) fold of each image. groups: (n,) what the inner folds keep together; for an honest
+    result both are by patient. source: what the figures are of, in words.
+    """
+    classes = manifest.classes
+    y = class_indices(manifest.table["label"], classes)
+    found: dict[str, Matrix] = {}
+    thresholds: dict[Level, NDArray[np.float64]] = {}
+    folds = np.unique(fold)
+    for k in progress(folds, total=len(folds), task="fitting folds"):
+        train, test = fold != k, fold == k
+        if len(np.unique(y[train])) < 2:
+            raise DataError(
+                f"without fold {k + 1} only one class is left to learn from",
+                fix="use more folds, or add patients",
+            )
+        inside = [g for g, keep in zip(groups, train, strict=True) if keep]
+        fitted = fit(
+            features.where(train), y[train], inside, n_classes=len(classes), seed=recipe.seed
+        )
+        for kind, values in fitted.heads.probabilities(features.where(test)).items():
+            found.setdefault(kind, np.full((len(y), len(classes)), np.nan))[test] = values
+        points = operating_points(
+            manifest.where(train),
+            classes,
+            fitted.inner,
+            sensitivity=recipe.sensitivity,
+            source=f"inner folds of fold {k + 1}",
+        )
+        for level, point in points.items():
+            thresholds.setdefault(level, np.full(len(y), np.nan))[test] = point.threshold
+    return make_predictions(manifest, classes, found, thresholds, source=source)

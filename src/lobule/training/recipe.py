@@ -1,0 +1,61 @@
+"""What a training run is asked to do, as one small record that goes into the run folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lobule.data.images import Preprocessing
+from lobule.data.manifest import Manifest
+from lobule.errors import UsageError
+from lobule.models.backbones import DEFAULT, Backbone
+
+SIZE_RANGE_PX = (224, 700)
+"""Bounds of the automatic input length. Longer inputs cost time in proportion to their area and
+were not better on photographs of 700 x 460 (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run.
+
+    name: "features" fits a linear head on frozen features. backbone: a timm name. weights: a
+    local safetensors file for it. long_side_px: length of the longer side of the input; None
+    takes the median of the images, within SIZE_RANGE_PX. folds: parts of the cross-validation.
+    sensitivity: what the operating point must reach. seed: of the split and the inner folds.
+    """
+
+    name: str = "features"
+    backbone: str = DEFAULT
+    weights: Path | None = None
+    long_side_px: int | None = None
+    folds: int = 5
+    sensitivity: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can use."""
+        if self.name != "features":
+            raise UsageError(f"no recipe is called {self.name!r}", fix="there is: features")
+        if self.folds < 2:
+            raise UsageError(f"--folds must be 2 or more, got {self.folds}")
+        if self.long_side_px is not None and not 32 <= self.long_side_px <= 4096:
+            raise UsageError(f"--size must be 32 to 4096 pixels, got {self.long_side_px}")
+        if not 0 < self.sensitivity <= 1:
+            raise UsageError(f"--sensitivity must be over 0 and at most 1, got {self.sensitivity}")
+
+    def preprocessing(self, backbone: Backbone, manifest: Manifest) -> Preprocessing:
+        """Return the preprocessing of this run, its automatic size settled by the images."""
+        long_side_px = self.long_side_px
+        if long_side_px is None:
+            longest = manifest.table[["width", "height"]].max(axis=1).median()
+            low, high = SIZE_RANGE_PX
+            long_side_px = int(min(high, max(low, longest)))
+        return backbone.preprocessing(long_side_px)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types."""
+        fields = asdict(self)
+        return fields | {"weights": None if self.weights is None else os.fspath(self.weights)}

@@ -1,0 +1,360 @@
+"""The main job, as the calls it is made of: scan, audit, split, fit, evaluate, report.
+
+A run folder holds what each stage wrote, so that each can be inspected and made again:
+
+    run.json             what was asked, with which versions, and whether the run is complete
+    manifest.parquet     the images, with their fold or split
+    audit.json           findings
+    predictions.parquet  what the evaluation is of: pooled out-of-fold, or the held-out part
+    out_of_fold.parquet  only with a held-out part: the scores the threshold was chosen on
+    evaluation.json      every figure with its interval
+    leakage.json         the same model under random, slide and patient folds
+    model/               the model folder
+    report.html          all of it, for people
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lobule import __version__
+from lobule.data.audit import Audit, audit, require_clean
+from lobule.data.manifest import Manifest, class_indices, read_manifest, write_manifest
+from lobule.data.scan import scan
+from lobule.data.tissue import write_tissue
+from lobule.data.splits import assign_folds, assign_parts, check_disjoint, merge_linked_groups
+from lobule.errors import DataError, UsageError, name_some
+from lobule.evaluation.evaluate import Evaluation, evaluate
+from lobule.evaluation.predictions import Level, Predictions, make_predictions, write_predictions
+from lobule.evaluation.thresholds import OperatingPoint
+from lobule.files import write_json
+from lobule.models.backbones import Backbone, load_backbone
+from lobule.models.bundle import Model, ModelInfo, make_model, save_model
+from lobule.models.classifier import Features
+from lobule.progress import Progress, no_progress
+from lobule.reporting.report import report
+from lobule.run import Run, claim, complete, refuse_taken
+from lobule.training.crossfit import Fitted, fit, operating_points, out_of_fold
+from lobule.training.features import embed
+from lobule.training.leakage import Leakage, measure_leakage
+from lobule.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that passed the audit: readable, labelled images and what must stay together.
+
+    groups: (n,) patients, where the same photograph under two patients has joined them.
+    """
+
+    manifest: Manifest
+    groups: NDArray[np.str_]
+    audit: Audit
+
+
+def load_data(
+    data: Path | Manifest,
+    *,
+    pattern: str | None = None,
+    metadata: Path | None = None,
+    root: Path | None = None,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Return the manifest of a folder (scanned), of a manifest file (read), or as given."""
+    if isinstance(data, Manifest):
+        return data
+    if data.suffix.lower() in (".csv", ".parquet") and not data.is_dir():
+        if pattern is not None or metadata is not None:
+            raise UsageError("--pattern and --metadata are for folders, not for a manifest")
+        return read_manifest(data, root=root)
+    return scan(data, pattern=pattern, metadata=metadata, progress=progress)
+
+
+def prepare(
+    manifest: Manifest, *, allow: Sequence[str] = (), progress: Progress = no_progress
+) -> Prepared:
+    """Audit, refuse what blocks, leave out what was allowed to be unreadable, join copies."""
+    found = audit(manifest, progress=progress)
+    require_clean(found, allow)
+    unreadable = {file for f in found.findings if f.code == "unreadable" for file in f.files}
+    groups = merge_linked_groups(manifest.groups.tolist(), found.duplicates)
+    keep = ~manifest.table["path"].isin(unreadable).to_numpy()
+    return Prepared(manifest.where(keep), groups[keep], found)
+
+
+def split(
+    data: Path | Manifest,
+    *,
+    shares: Mapping[str, float] | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    resplit: bool = False,
+    allow: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Give every image a part (column `split`) or a fold (column `fold`), whole patients each.
+
+    shares: as {"train": 0.6, "validation": 0.2, "test": 0.2}. folds: number of folds instead.
+    A split that the data came with is checked and kept, unless `resplit`.
+    Raises LeakageError naming the patients if a given split has one on both sides.
+    """
+    if (shares is None) == (folds is None):
+        raise UsageError("give either shares or folds")
+    manifest = load_data(data, progress=progress)
+    if resplit:
+        manifest = manifest.with_columns(split=None)
+    given = manifest.table["split"].notna().any()
+    if given:
+        check_disjoint(manifest.table)
+    ready = prepare(manifest, allow=allow, progress=progress)
+    if given:
+        return ready.manifest
+    labels, groups = ready.manifest.table["label"].tolist(), ready.groups.tolist()
+    if folds is not None:
+        fold = assign_folds(labels, groups, folds=folds, seed=seed)
+        return ready.manifest.with_columns(fold=fold)
+    parts = assign_parts(labels, groups, shares=shares or {}, seed=seed)
+    return ready.manifest.with_columns(split=parts)
+
+
+def train(
+    data: Path | Manifest,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    allow: Sequence[str] = (),
+    cache: Path | None = None,
+    progress: Progress = no_progress,
+) -> Run:
+    """Turn a folder of images (or a manifest) into a model, its figures and a report at `out`.
+
+    Where the data come with a test part (a column `split`, from train/ and validation/ or test/
+    folders or from `split`), the figures are of that part; otherwise of pooled out-of-fold
+    predictions of `recipe.folds` patient folds, and the model is fitted on all patients.
+    allow: codes of blocking findings to accept (see `audit.OVERRIDABLE`). cache: folder for
+    features; a run that was interrupted goes on from there when it is started again.
+    Raises DataError if the audit finds what blocks training, OutputError if `out` is in use.
+    """
+    recipe = recipe or Recipe()
+    refuse_taken(out)
+    manifest = load_data(data, progress=progress)
+    request = {"recipe": recipe.to_json(), "data_hash": manifest.data_hash, "allow": sorted(allow)}
+    ready = prepare(manifest, allow=allow, progress=progress)
+    claim(out, request)
+
+    backbone = load_backbone(recipe.backbone, weights=recipe.weights)
+    prep = recipe.preprocessing(backbone, ready.manifest)
+    features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
+
+    held_out = held_out_rows(ready.manifest)
+    if "patient-in-two-splits" not in allow:
+        check_disjoint(ready.manifest.table)
+    learn = Prepared(ready.manifest.where(~held_out), ready.groups[~held_out], ready.audit)
+    seen = features.where(~held_out)
+    fold = _folds(learn, recipe)
+    unit = "patient" if learn.manifest.patients_known else "image (patients unknown)"
+    oof = out_of_fold(
+        learn.manifest, seen, fold, learn.groups.tolist(), recipe,
+        source=f"pooled out-of-fold predictions of {recipe.folds} {unit} folds",
+        progress=progress,
+    )  # fmt: skip
+    fitted, points = fit_final(learn, seen, oof, recipe)
+    model = make_model(_info(learn, recipe, fitted, points), backbone, prep, fitted.heads)
+
+    identity = {"model": model.id, "weights": model.weights_sha256, "preprocessing": prep.id}
+    oof = replace(oof, table=oof.table.assign(fold=fold, **identity))
+    predictions = oof
+    if held_out.any():
+        part = ready.manifest.where(held_out)
+        predictions = make_predictions(
+            part,
+            model.info.classes,
+            model.heads.probabilities(features.where(held_out)),
+            {level: np.full(len(part), p.threshold) for level, p in points.items()},
+            **identity,
+            source=f"held-out {part.table['split'].iloc[0]} part",
+        )
+        write_predictions(oof, out / "out_of_fold.parquet")
+    evaluation = evaluate(predictions, seed=recipe.seed)
+    leakage = measure_leakage(
+        learn.manifest, seen, learn.groups.tolist(), recipe,
+        long_side_px=prep.long_side_px, progress=progress,
+    )  # fmt: skip
+    model = replace(model, info=replace(model.info, performance=_performance(evaluation)))
+
+    write_manifest(_with_folds(ready.manifest, ~held_out, fold), out / "manifest.parquet")
+    write_json(out / "audit.json", ready.audit.to_json())
+    write_predictions(predictions, out / "predictions.parquet")
+    write_json(out / "evaluation.json", evaluation.to_json())
+    write_json(out / "leakage.json", leakage.to_json())
+    save_model(model, out / "model")
+    report(out)
+    complete(out, versions())
+    return Run(out, ready.audit, evaluation, leakage, model)
+
+
+def leakage(
+    data: Path | Manifest,
+    *,
+    recipe: Recipe | None = None,
+    allow: Sequence[str] = (),
+    cache: Path | None = None,
+    progress: Progress = no_progress,
+) -> Leakage:
+    """Measure what the usual random split would have claimed on these data; see `Leakage`."""
+    recipe = recipe or Recipe()
+    ready = prepare(load_data(data, progress=progress), allow=allow, progress=progress)
+    backbone = load_backbone(recipe.backbone, weights=recipe.weights)
+    prep = recipe.preprocessing(backbone, ready.manifest)
+    features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
+    return measure_leakage(
+        ready.manifest, features, ready.groups.tolist(), recipe,
+        long_side_px=prep.long_side_px, progress=progress,
+    )  # fmt: skip
+
+
+def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> Run:
+    """Draw made-up tissue of 24 patients with planted faults, and run the whole job on it.
+
+    Writes `out`/tissue (images, masks, truth.csv) and `out`/run. Needs no network and no cache.
+    Raises OutputError if `out` is in use.
+    """
+    refuse_taken(out)
+    tissue = write_tissue(out / "tissue", seed=seed, progress=progress)
+    return train(tissue.images, out / "run", recipe=Recipe(seed=seed), progress=progress)
+
+
+def held_out_rows(manifest: Manifest) -> NDArray[np.bool_]:
+    """Return which rows (n,) are the test part: `test` if there is one, else `validation`.
+
+    A folder train/ + validation/ means, as in the tutorial this tool grew from, that validation
+    is what the model is judged on. Raises DataError if only some images have a part, or if
+    nothing is left to learn from.
+    """
+    parts = manifest.table["split"]
+    if parts.isna().all():
+        return np.zeros(len(manifest), dtype=bool)
+    if parts.isna().any():
+        lost = manifest.table["path"][parts.isna()].tolist()
+        raise DataError(
+            f"{len(lost)} image(s) lie in no part of the split: {name_some(lost)}",
+            fix="move them into train/, validation/ or test/, or split again with --resplit",
+        )
+    held_out = "test" if (parts == "test").any() else "validation"
+    rows: NDArray[np.bool_] = (parts == held_out).to_numpy(dtype=bool)
+    if rows.all():
+        raise DataError(f"all images are in {held_out}: nothing is left to learn from")
+    return rows
+
+
+def fit_final(
+    learn: Prepared, features: Features, oof: Predictions, recipe: Recipe
+) -> tuple[Fitted, dict[Level, OperatingPoint]]:
+    """Fit on all training patients, and lock thresholds chosen on their out-of-fold scores."""
+    classes = learn.manifest.classes
+    y = class_indices(learn.manifest.table["label"], classes)
+    fitted = fit(features, y, learn.groups.tolist(), n_classes=len(classes), seed=recipe.seed)
+    n = f"{learn.manifest.groups.nunique()} patients, {len(y)} images"
+    if not learn.manifest.patients_known:
+        n = f"{len(y)} images, patients unknown"
+    points = operating_points(
+        learn.manifest,
+        classes,
+        oof.probabilities(),
+        sensitivity=recipe.sensitivity,
+        source=f"pooled out-of-fold scores of {n}",
+    )
+    return fitted, points
+
+
+def versions() -> dict[str, str]:
+    """Return what produced a result: Lobule, Python, platform and the libraries that compute."""
+    packages = ("torch", "timm", "numpy", "scikit-learn", "pillow", "pandas")
+    return {
+        "lobule": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _folds(learn: Prepared, recipe: Recipe) -> NDArray[np.int64]:
+    """Deal the folds, or take those that the manifest brings (column `fold`), checked."""
+    table = learn.manifest.table
+    if "fold" not in table:
+        labels = table["label"].tolist()
+        return assign_folds(labels, learn.groups.tolist(), folds=recipe.folds, seed=recipe.seed)
+    check_disjoint(table, column="fold")
+    return np.unique(table["fold"], return_inverse=True)[1].astype(np.int64)
+
+
+def _with_folds(
+    manifest: Manifest, learn: NDArray[np.bool_], fold: NDArray[np.int64]
+) -> Manifest:
+    column = np.full(len(manifest), -1)
+    column[learn] = fold
+    return manifest.with_columns(fold=column)
+
+
+def _info(
+    learn: Prepared, recipe: Recipe, fitted: Fitted, points: Mapping[Level, OperatingPoint]
+) -> ModelInfo:
+    manifest = learn.manifest
+    by_class = manifest.table.groupby("label")
+    return ModelInfo(
+        name=f"lobule-{recipe.name}",
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        classes=manifest.classes,
+        operating_points={level: asdict(point) for level, point in points.items()},
+        calibration={"method": "none", "source": "probabilities are used as the head gives them"},
+        training={
+            "data_hash": manifest.data_hash,
+            "n_images": len(manifest),
+            "n_patients": int(manifest.groups.nunique()),
+            "patients_known": manifest.patients_known,
+            "classes": {
+                name: {"images": len(rows), "patients": int(rows["patient"].nunique())}
+                for name, rows in by_class
+            },
+            "strength": fitted.strength,
+            "recipe": recipe.to_json(),
+        },
+        performance={},
+        versions=versions(),
+    )
+
+
+_CARD_FIGURES = ("roc_auc", "brier", "ece")
+
+
+def _performance(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the rows of the model card."""
+    rows = []
+    for level, figures in evaluation.levels.items():
+        last = figures.decisions[-1]
+        chosen = {name: figures.metrics[name] for name in _CARD_FIGURES}
+        chosen |= {
+            f"{name} ({last.rule})": interval
+            for name, interval in last.metrics.items()
+            if name in ("sensitivity", "specificity", "balanced_accuracy")
+        }
+        rows += [
+            {
+                "level": level,
+                "name": name,
+                "text": f"{i.estimate:.3f} ({i.low:.3f} to {i.high:.3f})",
+                **i.to_json(),
+            }
+            for name, i in chosen.items()
+        ]
+    who = f"{evaluation.n_patients} patients" if evaluation.patients_known else "patients unknown"
+    return {"source": f"{evaluation.source}: {evaluation.n_images} images, {who}", "rows": rows}

@@ -1,0 +1,64 @@
+"""Fixtures that every room's tests share: real data where they are, made-up tissue everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("LOBULE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photographs; tests that ask for it skip where it is absent."""
+    folder = Path(os.environ.get("LOBULE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "breakhis-100x").is_dir():
+        pytest.skip(f"no real photographs at {folder} (set LOBULE_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tissue(tmp_path_factory):
+    """Made-up photographs of 12 patients, without planted faults; do not write into it."""
+    from lobule.data.tissue import write_tissue
+
+    folder = tmp_path_factory.mktemp("tissue")
+    return write_tissue(
+        folder, patients=12, images_per_patient=4, width_px=96, height_px=64, plant=False
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_run(tissue, tmp_path_factory):
+    """A complete run on the made-up tissue; do not write into it."""
+    from lobule.training.recipe import Recipe
+    from lobule.workflow import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train(tissue.images, out, recipe=Recipe(folds=3, long_side_px=96))
+
+
+@pytest.fixture
+def picture(tmp_path) -> Callable[..., Path]:
+    """Write a small textured image: picture(name, seed=0, size=(48, 32))."""
+
+    def write(name: str, *, seed: int = 0, size: tuple[int, int] = (48, 32)) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        coarse = rng.integers(60, 250, size=(6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+        return path
+
+    return write
