@@ -31,7 +31,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tissue(tmp_path_factory):
     """Made-up photographs of 12 patients, without planted faults; do not write into it."""
-    from lobule.data.tissue import write_tissue
+    from lobule.data.cohort import write_tissue
 
     folder = tmp_path_factory.mktemp("tissue")
     return write_tissue(

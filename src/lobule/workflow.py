@@ -28,17 +28,17 @@ from numpy.typing import NDArray
 
 from lobule import __version__
 from lobule.data.audit import Audit, audit, require_clean
+from lobule.data.cohort import write_tissue
 from lobule.data.manifest import Manifest, class_indices, read_manifest, write_manifest
 from lobule.data.scan import scan
-from lobule.data.tissue import write_tissue
 from lobule.data.splits import assign_folds, assign_parts, check_disjoint, merge_linked_groups
 from lobule.errors import DataError, UsageError, name_some
 from lobule.evaluation.evaluate import Evaluation, evaluate
 from lobule.evaluation.predictions import Level, Predictions, make_predictions, write_predictions
 from lobule.evaluation.thresholds import OperatingPoint
 from lobule.files import write_json
-from lobule.models.backbones import Backbone, load_backbone
-from lobule.models.bundle import Model, ModelInfo, make_model, save_model
+from lobule.models.backbones import load_backbone
+from lobule.models.bundle import ModelInfo, make_model, save_model
 from lobule.models.classifier import Features
 from lobule.progress import Progress, no_progress
 from lobule.reporting.report import report
@@ -297,9 +297,7 @@ def _folds(learn: Prepared, recipe: Recipe) -> NDArray[np.int64]:
     return np.unique(table["fold"], return_inverse=True)[1].astype(np.int64)
 
 
-def _with_folds(
-    manifest: Manifest, learn: NDArray[np.bool_], fold: NDArray[np.int64]
-) -> Manifest:
+def _with_folds(manifest: Manifest, learn: NDArray[np.bool_], fold: NDArray[np.int64]) -> Manifest:
     column = np.full(len(manifest), -1)
     column[learn] = fold
     return manifest.with_columns(fold=column)

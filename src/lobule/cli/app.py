@@ -51,9 +51,7 @@ Allow = Annotated[
     typer.Option(help="Accept a blocking finding by its code; may be given several times."),
 ]
 Backbone = Annotated[str, typer.Option(help="Name of a timm network.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Local .safetensors weights for the backbone.")
-]
+Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights for the backbone.")]
 Size = Annotated[
     int | None, typer.Option(help="Longer side of the input in pixels; default: from the images.")
 ]
@@ -74,6 +72,9 @@ class OnError(StrEnum):
 
     fail = "fail"
     skip = "skip"
+
+
+OnErrorChoice = Annotated[OnError, typer.Option(help="For images that cannot be read.")]
 
 
 def main() -> None:
@@ -150,7 +151,7 @@ def split(
     allow: Allow = None,
     json: Json = False,
 ) -> None:
-    """Split by patient, stratified by class; a given train/validation layout is checked and kept."""
+    """Split by patient, stratified by class; a split that is given is checked and kept."""
     from lobule.data.manifest import write_manifest
     from lobule.workflow import load_data
     from lobule.workflow import split as run
@@ -209,7 +210,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
     images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help=".csv or .parquet file.")] = None,
-    on_error: Annotated[OnError, typer.Option(help="For images that cannot be read.")] = OnError.fail,
+    on_error: OnErrorChoice = OnError.fail,
     cache: Cache = True,
     json: Json = False,
 ) -> None:

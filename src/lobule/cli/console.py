@@ -44,7 +44,7 @@ class Verbs(TyperGroup):
         except MemoryError:
             say("error: out of memory\n  use a smaller --size, or a machine with more memory")
             raise typer.Exit(1) from None
-        except Exception as error:  # noqa: BLE001  the last line of defence: a fault of ours
+        except Exception as error:
             if type(error).__module__.startswith("typer") or os.environ.get("LOBULE_DEBUG"):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]

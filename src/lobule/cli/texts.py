@@ -42,9 +42,10 @@ def scan_text(manifest: Manifest, out: Path | None) -> str:
     counts = grouped.groupby(["split", "label"]).agg(
         images=("path", "size"), slides=("slide", "nunique"), patients=("patient", "nunique")
     )
-    lines = [f"{len(manifest)} images below {show(manifest.root)}"]
-    lines += [f"  {split:<11}{'class':<20}{'images':>8}{'slides':>8}{'patients':>10}"
-              for split in ["split"]]  # fmt: skip
+    lines = [
+        f"{len(manifest)} images below {show(manifest.root)}",
+        f"  {'split':<11}{'class':<20}{'images':>8}{'slides':>8}{'patients':>10}",
+    ]
     lines += [
         f"  {split:<11}{show(label):<20}{row.images:>8}{row.slides:>8}{row.patients:>10}"
         for (split, label), row in counts.iterrows()
@@ -55,7 +56,9 @@ def scan_text(manifest: Manifest, out: Path | None) -> str:
     if out is not None:
         lines.append(f"manifest: {show(out)}")
         if out.suffix.lower() == ".csv":
-            lines.append(f"  a CSV does not hold the root; read it with --root {show(manifest.root)}")
+            lines.append(
+                f"  a CSV does not hold the root; read it with --root {show(manifest.root)}"
+            )
     return "\n".join(lines)
 
 
@@ -160,9 +163,7 @@ def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, 
     """Return the rows and the model's identity."""
     table = predictions.table
     shown = [c for c in table.columns if c == "path" or c.startswith("prob_") or c == "decision"]
-    identity = {
-        name: str(table[name].iloc[0]) for name in ("model", "weights", "preprocessing")
-    }
+    identity = {name: str(table[name].iloc[0]) for name in ("model", "weights", "preprocessing")}
     return {
         "schema": "lobule.predict/1",
         **identity,
@@ -182,8 +183,7 @@ def predictions_text(predictions: Predictions, out: Path | None) -> str:
         return f"{len(table)} images: {counts}\npredictions: {show(out)}"
     last = f"prob_{predictions.classes[-1]}"
     return "\n".join(
-        f"{row[last]:.4f}  {row['decision']:<12} {show(row['path'])}"
-        for _, row in table.iterrows()
+        f"{row[last]:.4f}  {row['decision']:<12} {show(row['path'])}" for _, row in table.iterrows()
     )
 
 

@@ -112,7 +112,8 @@ def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
     readable = [i for i, p in enumerate(prints) if p is not None]
     same = find_near_duplicates([p for p in prints if p is not None])
     near = [(readable[pair.first], readable[pair.second]) for pair in same]
-    near = [pair for pair in near if table["sha256"].iat[pair[0]] != table["sha256"].iat[pair[1]]]
+    sha256 = table["sha256"].fillna("").tolist()
+    near = [(i, j) for i, j in near if sha256[i] != sha256[j] or not sha256[i]]
 
     found = [
         *_unreadable(table, reasons),
@@ -284,7 +285,9 @@ def _duplicates(
         apart = [
             (i, j)
             for i, j in both
-            if pd.notna(values.iat[i]) and pd.notna(values.iat[j]) and values.iat[i] != values.iat[j]
+            if pd.notna(values.iat[i])
+            and pd.notna(values.iat[j])
+            and values.iat[i] != values.iat[j]
         ]
         if apart:
             yield Finding(
@@ -298,7 +301,8 @@ def _duplicates(
 def _names(table: pd.DataFrame) -> Iterator[Finding]:
     classes = set(table["label"].dropna())
     contradicted = []
-    for path, label in zip(table["path"], table["label"], strict=True):
+    labelled = table.dropna(subset="label")
+    for path, label in zip(labelled["path"], labelled["label"], strict=True):
         told = read_name(PurePosixPath(path).stem)
         if told is not None and told.label in classes and told.label != label:
             contradicted.append(path)

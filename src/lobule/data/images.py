@@ -9,7 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,14 +63,15 @@ def read_file(path: Path) -> bytes:
 
 def read_header(data: bytes, name: str | Path) -> Header:
     """Read size and mode from the start of an encoded image, without decoding it."""
-    with _open(data, name) as image:
+    with _opened(data, name) as image:
         width, height = image.size
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation in (5, 6, 7, 8):
-            width, height = height, width
-        return Header(
-            width, height, image.mode, image.format or "", getattr(image, "n_frames", 1)
+        # Pillow has turned the size of a TIFF already, and decodes a PNG to look for its EXIF
+        asks = image.format != "TIFF" and (
+            image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)
         )
+        if asks and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+            width, height = height, width
+        return Header(width, height, image.mode, image.format or "", getattr(image, "n_frames", 1))
 
 
 def decode(source: Path | bytes, name: str | Path | None = None) -> ImageArray:
@@ -82,28 +87,35 @@ def decode(source: Path | bytes, name: str | Path | None = None) -> ImageArray:
         name = source if name is None else name
         source = read_file(source)
     name = "image" if name is None else name
-    with _open(source, name) as image:
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise _damaged(name, source, error) from error
-        upright = _upright(image)
-        try:
-            return np.array(_to_rgb(upright))
-        except (OSError, ValueError) as error:
-            raise _damaged(name, source, error) from error
+    with _opened(source, name) as image:
+        image.load()
+        return np.array(_to_rgb(_upright(image), name))
 
 
-def _open(data: bytes, name: str | Path) -> Image.Image:
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, struct.error)
+"""What Pillow raises, early or late, for a file that does not hold what it promises."""
+
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""A PNG without any of these tells no rotation."""
+
+
+@contextmanager
+def _opened(data: bytes, name: str | Path) -> Iterator[Image.Image]:
+    """Yield the image, not yet decoded; what Pillow raises until the end is an ImageError."""
     if not data:
         raise ImageError(
             f"cannot read {show(name)}: the file is empty (0 bytes)", fix=_FIX_UNREADABLE
         )
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images; the limit just below refuses them.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            # Pillow remarks on large images and odd metadata; what matters of it is refused here
+            warnings.filterwarnings("ignore", module="PIL")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _too_large(name, f"{image.width:,} x {image.height:,} pixels")
+                yield image
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(
             f"cannot read {show(name)}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image "
@@ -111,12 +123,11 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
             fix=_FIX_UNREADABLE,
         ) from error
     except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        said = re.search(r"(\d+) pixels", str(error))
+        size = f"{int(said[1]):,} pixels" if said else str(error)
+        raise _too_large(name, size) from error
+    except _DAMAGE as error:
         raise _damaged(name, data, error) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(name, f"{image.width:,} x {image.height:,} pixels")
-    return image
 
 
 _FIX_UNREADABLE = (
@@ -153,17 +164,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in ("I;16", "I;16L", "I;16B", "I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"grey values from {grey.min()} to {grey.max()} are not 16-bit")
+            raise ImageError(
+                f"cannot read {show(name)}: grey values from {grey.min():,} to {grey.max():,} "
+                "are not 16-bit",
+                fix="save it as 8-bit RGB",
+            )
         # 65535 / 255 = 257, so both ends of the range are kept
         return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined white; save it as 8-bit RGB")
+        raise ImageError(
+            f"cannot read {show(name)}: floating-point pixels have no defined white",
+            fix="save it as 8-bit RGB",
+        )
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
         glass = Image.new("RGBA", with_alpha.size, "white")
@@ -196,12 +214,26 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocessing:
-        """Rebuild from `dataclasses.asdict`; raises DataError on unknown or missing fields."""
+        """Rebuild from `dataclasses.asdict`; raises DataError on unknown, missing or odd fields."""
         try:
             triples = {key: tuple(float(v) for v in fields[key]) for key in ("mean", "std")}
-            return cls(**{**fields, **triples})
+            made = cls(**{**fields, **triples})
+            made._check()
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"preprocessing settings cannot be used: {error}") from error
+        return made
+
+    def _check(self) -> None:
+        if not (isinstance(self.long_side_px, int) and 1 <= self.long_side_px <= MAX_PIXELS**0.5):
+            raise ValueError(f"long_side_px is {self.long_side_px!r}")
+        if self.aspect not in ("keep", "square"):
+            raise ValueError(f"aspect is {self.aspect!r}, not 'keep' or 'square'")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}, not 'bicubic' or 'bilinear'"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} are not three each, std above 0")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) in pixels after resizing."""
@@ -211,7 +243,7 @@ class Preprocessing:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def resize(self, image: ImageArray) -> ImageArray:
-        """Resize (h, w, 3) uint8 with antialiasing; an image of the right size is returned as is."""
+        """Resize (h, w, 3) uint8 with antialiasing; one of the right size is returned as is."""
         height, width = image.shape[:2]
         target = self.size(width, height)
         if target == (width, height):

@@ -103,9 +103,7 @@ GRAMMARS = (
     ),
     Grammar(
         "IDC patches",
-        re.compile(
-            r"(?P<patient>\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])"
-        ),
+        re.compile(r"(?P<patient>\d+)_idx5_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])"),
         _read_idc,
         ("8863_idx5_x451_y1451_class0", "10253_idx5_x1351_y1101_class1"),
     ),
@@ -130,6 +128,9 @@ GRAMMARS = (
 FIELDS = ("label", "patient", "slide", "magnification", "subtype")
 """Manifest columns that a name can fill."""
 
+MEASURED = ("path", "width", "height", "bytes", "sha256")
+"""Manifest columns that are found out from the file, and that no one else can say."""
+
 
 def read_name(stem: str, grammars: tuple[Grammar, ...] = GRAMMARS) -> Name | None:
     """Return what `stem` (a file name without ending) tells, or None if no grammar matches."""
@@ -143,10 +144,10 @@ def read_name(stem: str, grammars: tuple[Grammar, ...] = GRAMMARS) -> Name | Non
 def user_grammar(pattern: str) -> Grammar:
     r"""Make a grammar of the user's regular expression, searched in the path below the root.
 
-    Named groups fill the columns of the same name; `label`, `patient`, `slide`,
-    `magnification` and `subtype` have a meaning, others become columns of the user's own.
+    Named groups that match some text fill the columns of the same name; `label`, `patient`,
+    `slide`, `magnification` and `subtype` have a meaning, others become the user's own columns.
     Example: r"(?P<patient>\d+)_(?P<stain>[^_]+)_.*".
-    Raises UsageError if it does not compile or names no group.
+    Raises UsageError if it does not compile, names no group, or names a MEASURED column.
     """
     try:
         compiled = re.compile(pattern)
@@ -161,8 +162,14 @@ def user_grammar(pattern: str) -> Grammar:
             fix=r"name at least one, as in '(?P<patient>\d+)_.*'",
         )
 
+    if measured := [name for name in compiled.groupindex if name in MEASURED]:
+        raise UsageError(
+            f"--pattern {pattern!r} names a group {measured[0]!r}, which a scan measures itself",
+            fix="give the group another name",
+        )
+
     def read(match: re.Match[str]) -> Name:
-        found = {key: value for key, value in match.groupdict().items() if value is not None}
+        found = {key: value for key, value in match.groupdict().items() if value}
         own = {key: value for key, value in found.items() if key not in FIELDS}
         magnification = found.get("magnification")
         return replace(

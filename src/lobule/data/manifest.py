@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lobule.data.images import read_file, read_header
 from lobule.data.layouts import parse_magnification
-from lobule.errors import DataError, UsageError, name_some, show
+from lobule.errors import DataError, ImageError, UsageError, name_some, show
 from lobule.files import replacing
 
 SCHEMA: dict[str, str] = {
@@ -109,7 +112,8 @@ def order_classes(labels: Sequence[str]) -> tuple[str, ...]:
 def class_indices(labels: pd.Series[str], classes: Sequence[str]) -> NDArray[np.int64]:
     """Return the index in `classes` of each label, (n,); every label must be one of them."""
     index = {name: i for i, name in enumerate(classes)}
-    return labels.map(index).to_numpy(dtype=np.int64)
+    indices: NDArray[np.int64] = labels.map(index).to_numpy(dtype=np.int64)
+    return indices
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
@@ -128,6 +132,25 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     return table[[*SCHEMA, *own]].sort_values("path", kind="stable").reset_index(drop=True)
 
 
+def measure(file: Path) -> dict[str, Any]:
+    """Return bytes, sha256, width and height of an image file, by name of their column.
+
+    Width and height are None if it is no image that can be read (`audit` gives the reason).
+    Raises DataError if the file itself cannot be read.
+    """
+    try:
+        data = read_file(file)
+    except ImageError as error:
+        # without its bytes an image has no hash, and no later stage could name it
+        raise DataError(error.what, fix=error.fix) from error
+    content: dict[str, Any] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        header = read_header(data, file)
+    except ImageError:
+        return {**content, "width": None, "height": None}
+    return {**content, "width": header.width, "height": header.height}
+
+
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write the table as Parquet or CSV, by the ending of `path`, atomically.
 
@@ -140,7 +163,11 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
             table = manifest.table.assign(
                 magnification=manifest.table["magnification"].map("{:g}".format, na_action="ignore")
             )
-            table.to_csv(temporary, index=False, lineterminator="\n")
+            texts = table.astype("string")
+            returns = texts.apply(lambda column: column.str.contains("\r", regex=False)).any(axis=None)
+            # Python before 3.13 quotes a line feed, and a carriage return only when told to
+            quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+            table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
         else:
             arrow = pa.Table.from_pandas(manifest.table, preserve_index=False)
             root = os.fsencode(manifest.root.resolve())
@@ -154,9 +181,9 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     """Read a manifest written by `write_manifest` or made by hand.
 
     root: the folder that the paths start from; by default the one stored in a Parquet file, or
-    the manifest's own folder.
-    Raises DataError if it cannot be read, lacks `path`, names a file twice, or if no image is
-    found below the root.
+    the manifest's own folder. Sizes and hashes that it does not give are read from the images.
+    Raises DataError if it cannot be read, lacks `path` (in any row), names a file twice, or if
+    no image is found below the root.
     """
     kind = _kind(path)
     stored: Path | None = None
@@ -184,13 +211,30 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     if kind == ".csv" and "magnification" in rows:
         rows["magnification"] = rows["magnification"].map(parse_magnification, na_action="ignore")
     table = complete(rows)
+    if n_lacking := int(table["path"].isna().sum()):
+        raise DataError(
+            f"{show(path)} has {n_lacking} row(s) without a path",
+            fix="keep one row an image",
+        )
     repeated = table["path"][table["path"].duplicated()].tolist()
     if repeated:
         raise DataError(
             f"{show(path)} names {len(repeated)} image(s) twice: {name_some(repeated)}",
             fix="keep one row an image",
         )
-    return Manifest(_find_root(path, table, root or stored), table)
+    found = _find_root(path, table, root or stored)
+    return Manifest(found, _with_measures(table, found))
+
+
+def _with_measures(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Measure the images that have no hash in the table."""
+    lacks = table["sha256"].isna()
+    if not lacks.any():
+        return table
+    rows = table[lacks]
+    measures = pd.DataFrame([measure(root / path) for path in rows["path"]], index=rows.index)
+    measured = complete(rows.assign(**{name: measures[name] for name in measures}))
+    return complete(pd.concat([table[~lacks], measured]))
 
 
 def _find_root(path: Path, table: pd.DataFrame, root: Path | None) -> Path:

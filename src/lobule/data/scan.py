@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from lobule.data.images import SUFFIXES, decode, read_file, read_header
-from lobule.data.layouts import FIELDS, GRAMMARS, Grammar, Name, parse_magnification, read_name
-from lobule.data.layouts import user_grammar
-from lobule.data.manifest import Manifest, Skipped, complete
+from lobule.data.images import SUFFIXES, decode
+from lobule.data.layouts import (
+    FIELDS,
+    GRAMMARS,
+    MEASURED,
+    Grammar,
+    Name,
+    parse_magnification,
+    read_name,
+    user_grammar,
+)
+from lobule.data.manifest import Manifest, Skipped, complete, measure
 from lobule.errors import DataError, ImageError, name_some, show
 from lobule.progress import Progress, no_progress
 
@@ -51,30 +59,32 @@ def scan(
     that is no image is listed in `Manifest.skipped`.
     Raises DataError if the folder is missing, cannot be listed, or holds no image.
     """
-    if not folder.is_dir():
-        reason = "it is a file" if folder.exists() else "no such folder"
+    # not Path.is_dir, which raises where the folder above may not be searched
+    if not os.path.isdir(folder):
+        reason = "no such folder (or no permission to look there)"
+        if os.path.exists(folder):
+            reason = "it is a file"
         raise DataError(f"cannot scan {show(folder)}: {reason}", fix="name a folder of images")
-    root = _unwrap(folder)
     grammar = None if pattern is None else user_grammar(pattern)
-    files, skipped = _list_images(root)
+    files, skipped = _list_images(folder)
     if not files:
         raise DataError(
             f"no images in {show(folder)}: looked for {', '.join(sorted(SUFFIXES))} "
             f"in it and below, found {len(skipped)} other file(s)",
             fix="put them as DIR/benign/*.png and DIR/malignant/*.png, one folder a class",
         )
-    table = _describe(root, files, grammar, progress)
+    table = _describe(folder, {file: _place(file, grammar) for file in files}, progress)
     if metadata is not None:
-        table = complete(_join_metadata(table, metadata))
-    return Manifest(root, table, tuple(skipped))
+        table, lost = _join_metadata(table, metadata)
+        skipped += [Skipped(name, "named in --metadata, but not in the folder") for name in lost]
+    return Manifest(folder, table, tuple(skipped))
 
 
-def scan_files(
-    paths: Sequence[Path], *, progress: Progress = no_progress
-) -> Manifest:
+def scan_files(paths: Sequence[Path], *, progress: Progress = no_progress) -> Manifest:
     """List files and folders to be predicted; a class is not needed.
 
-    One folder is listed as `scan` does, with paths below it; otherwise the paths stand as given.
+    One folder is listed as `scan` does, with paths below it; otherwise the paths stand as given
+    and only the file names are read, since the folders above them may mean anything.
     Raises DataError if one does not exist or no image is among them.
     """
     if len(paths) == 1 and paths[0].is_dir():
@@ -95,19 +105,18 @@ def scan_files(
             f"no images in {name_some([str(path) for path in paths])}",
             fix=f"looked for {', '.join(sorted(SUFFIXES))}",
         )
-    table = _describe(Path(), list(dict.fromkeys(files)), None, progress)
+    places = {file: {**_place(PurePosixPath(file).name, None), "path": file} for file in files}
+    table = _describe(Path(), places, progress)
     return Manifest(Path(), table, tuple(skipped))
 
 
-def _describe(
-    root: Path, files: Sequence[str], grammar: Grammar | None, progress: Progress
-) -> pd.DataFrame:
+def _describe(root: Path, places: Mapping[str, dict[str, Any]], progress: Progress) -> pd.DataFrame:
     def row(file: str) -> dict[str, Any]:
-        return {**_place(file, grammar), **_content(root / file)}
+        return {**places[file], **measure(root / file)}
 
     # hashing and reading leave the interpreter lock, so threads help even from one disk
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        rows = list(progress(pool.map(row, files), total=len(files), task="scanning"))
+        rows = list(progress(pool.map(row, places), total=len(places), task="scanning"))
     return complete(pd.DataFrame(rows))
 
 
@@ -127,13 +136,6 @@ def unreadable(manifest: Manifest, *, progress: Progress = no_progress) -> dict[
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
-def _unwrap(folder: Path) -> Path:
-    for name in WRAPPERS:
-        if (folder / name).is_dir():
-            folder = folder / name
-    return folder
-
-
 def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
     """Return image paths below root in sorted order, and the other files with the reason."""
     images: list[str] = []
@@ -144,13 +146,27 @@ def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
         except UnicodeEncodeError:
             skipped.append(Skipped(file, "the name is not valid UTF-8; rename it"))
             continue
-        if PurePosixPath(file).name.startswith("."):
-            skipped.append(Skipped(file, "hidden file"))
-        elif PurePosixPath(file).suffix.lower() in SUFFIXES:
+        reason = _why_no_image(root / file, PurePosixPath(file))
+        if reason is None:
             images.append(file)
         else:
-            skipped.append(Skipped(file, "not an image by its ending"))
+            skipped.append(Skipped(file, reason))
     return images, skipped
+
+
+def _why_no_image(path: Path, below: PurePosixPath) -> str | None:
+    if any(part.startswith(".") for part in below.parts):
+        return "hidden file"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        # reading it will say what is wrong
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        return "link to a folder, not followed"
+    if below.suffix.lower() not in SUFFIXES:
+        return "not an image by its ending"
+    return None if stat.S_ISREG(mode) else "a pipe or device, not a file"
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -160,21 +176,27 @@ def _walk(root: Path) -> Iterator[str]:
             fix="make the folder readable (chmod +rx)",
         ) from error
 
-    for folder, _, names in os.walk(root, onerror=refuse):
+    for folder, folders, names in os.walk(root, onerror=refuse):
         below = Path(folder).relative_to(root)
-        yield from ((below / name).as_posix() for name in names)
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        yield from ((below / name).as_posix() for name in (*names, *links))
 
 
 def _place(file: str, grammar: Grammar | None) -> dict[str, Any]:
     """Read class, split and the fields of the name from a path below the root."""
     path = PurePosixPath(file)
     folders = list(path.parts[:-1])
+    if "SOB" in folders:
+        folders = [name for name in folders if name not in WRAPPERS]
     split = SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
     if split is not None:
         folders = folders[1:]
     told = read_name(path.stem, GRAMMARS) or Name()
     fields: dict[str, Any] = {key: getattr(told, key) for key in FIELDS}
     own = dict(told.extra or {})
+    if len(folders) > 1 and folders[0] == told.patient:
+        # one folder a patient, and in it one a class, as the IDC patches come
+        folders = folders[1:]
     # the folder is what the user says and the name only fills in; `audit` compares the two
     if folders:
         fields["label"] = folders[0]
@@ -185,23 +207,11 @@ def _place(file: str, grammar: Grammar | None) -> dict[str, Any]:
     return {"path": file, "split": split, **fields, **own}
 
 
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        data = read_file(path)
-    except ImageError as error:
-        # without its bytes an image has no hash, and no later stage could name it
-        raise DataError(error.what, fix=error.fix) from error
-    content: dict[str, Any] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    try:
-        header = read_header(data, path)
-    except ImageError:
-        # stays in the table; `audit` reports it with the reason
-        return {**content, "width": None, "height": None}
-    return {**content, "width": header.width, "height": header.height}
+def _join_metadata(table: pd.DataFrame, metadata: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Lay the columns of the user's CSV over the table, by path or by bare file name.
 
-
-def _join_metadata(table: pd.DataFrame, metadata: Path) -> pd.DataFrame:
-    """Lay the columns of the user's CSV over the table, by path or by bare file name."""
+    Returns the table, and the names in the CSV that are not in the folder.
+    """
     try:
         given = pd.read_csv(metadata, dtype="string", keep_default_na=False, na_values=[""])
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -213,7 +223,9 @@ def _join_metadata(table: pd.DataFrame, metadata: Path) -> pd.DataFrame:
             f"(its columns: {name_some(list(given.columns))})",
             fix="add one that names each image below the folder scanned",
         )
-    given = given.rename(columns={key: "path", "patient_id": "patient", "slide_id": "slide"})
+    aliases = {key: "path", "patient_id": "patient", "slide_id": "slide"}
+    given = given.rename(columns={a: b for a, b in aliases.items() if b not in given})
+    given = given.dropna(subset=["path"])
     named = given["path"].tolist()
     if len(set(named)) != len(named):
         twice = given["path"][given["path"].duplicated()].tolist()
@@ -226,16 +238,14 @@ def _join_metadata(table: pd.DataFrame, metadata: Path) -> pd.DataFrame:
                 f"it has {name_some(named, 2)}, the folder {name_some(table['path'].tolist(), 2)}",
                 fix="write the paths as they stand below the folder scanned",
             )
-        given["path"] = given["path"].map(dict(zip(names, table["path"], strict=True)))
+        path_of = dict(zip(names, table["path"], strict=True))
+        given["path"] = given["path"].map(lambda name: path_of.get(name, name))
+    lost = sorted(set(given["path"]) - set(table["path"]))
     if "magnification" in given:
-        given["magnification"] = given["magnification"].map(
-            parse_magnification, na_action="ignore"
-        )
-    given = given.dropna(subset=["path"]).set_index("path")
-    # what a scan measured from the bytes is not the user's to say
-    given = given.drop(columns=["width", "height", "bytes", "sha256"], errors="ignore")
+        given["magnification"] = given["magnification"].map(parse_magnification, na_action="ignore")
+    given = given.set_index("path").drop(columns=list(MEASURED), errors="ignore")
     indexed = table.set_index("path")
     for column in given.columns:
         known = indexed[column] if column in indexed else pd.Series(pd.NA, index=indexed.index)
         indexed[column] = given[column].reindex(indexed.index).combine_first(known)
-    return indexed.reset_index()
+    return complete(indexed.reset_index()), lost

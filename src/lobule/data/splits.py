@@ -96,9 +96,7 @@ def _deal(
     return np.array([part_of[group] for group in groups], dtype=np.int64)
 
 
-def _quotas(
-    n: int, share: NDArray[np.float64], taken: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _quotas(n: int, share: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.int64]:
     """Share out n groups: the whole part of n * share, the rest by largest remainder.
 
     A part with no group yet is served before the others where n allows; among equal remainders

@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 
 from lobule.errors import DataError
 from lobule.evaluation.intervals import FloatArray, Interval, patient_bootstrap
-from lobule.evaluation.metrics import confusion, decision_metrics, roc_auc, score_metrics
-from lobule.evaluation.metrics import why_undefined
+from lobule.evaluation.metrics import (
+    confusion,
+    decision_metrics,
+    roc_auc,
+    score_metrics,
+    why_undefined,
+)
 from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, decide
 
 SCHEMA = "lobule.evaluation/1"
@@ -277,7 +282,7 @@ def _one(table: pd.DataFrame, column: str) -> str:
     return "; ".join(sorted({str(value) for value in table[column]}))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:  # noqa: ANN401  whatever JSON holds
     if isinstance(value, Interval):
         return value.to_json()
     if isinstance(value, Decisions | LevelFigures | Subgroup):

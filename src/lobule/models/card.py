@@ -76,7 +76,11 @@ def _size(prep: dict[str, Any]) -> str:
 
 
 def _performance(performance: dict[str, Any]) -> str:
-    lines = [f"Measured on {performance['source']}.", "", "| level | figure | value (95% interval) |"]
+    lines = [
+        f"Measured on {performance['source']}.",
+        "",
+        "| level | figure | value (95% interval) |",
+    ]
     lines.append("| --- | --- | --- |")
     lines += [f"| {row['level']} | {row['name']} | {row['text']} |" for row in performance["rows"]]
     return "\n".join(lines)

@@ -66,10 +66,9 @@ def _openvino(network: nn.Module) -> Engine:
     @lru_cache(maxsize=16)
     def compiled(shape: tuple[int, ...]) -> openvino.CompiledModel:
         with warnings.catch_warnings(), torch.no_grad():
-            # OpenVINO converts by torch.jit.trace, which torch 2.9 and later announce to retire
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            # OpenVINO converts by torch.jit.trace, which torch announces to retire, and which
+            # warns that sizes become constants: they are, one program a shape
+            warnings.simplefilter("ignore")
             model = openvino.convert_model(
                 network, example_input=torch.zeros(shape), input=[list(shape)]
             )

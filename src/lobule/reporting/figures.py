@@ -12,12 +12,12 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -38,7 +38,7 @@ _SERIES = tuple(
     )
 )
 
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$x$"
     "axes.unicode_minus": False,
@@ -112,6 +112,7 @@ def leakage_figure(auc: Mapping[str, Interval], labels: Mapping[str, str]) -> st
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 9),
                 textcoords="offset points",
+                bbox={"facecolor": _DRAWN["surface"], "edgecolor": "none", "pad": 1.5},
             )
         axes.set(xlim=(lowest - 0.02, 1.01), ylim=(-len(rows) + 0.45, 0.75), yticks=[])
         axes.set_xlabel("image ROC AUC")
@@ -133,13 +134,13 @@ def roc_figure(
         figure, axes = _square("false positive rate (1 - specificity)", "sensitivity")
         axes.plot([0, 1], [0, 1], color=_DRAWN["muted"], lw=0.8, ls=":")
         if band is not None:
-            axes.fill_between(_GRID, *band, color=_DRAWN["c0"], alpha=0.16, lw=0, label="95% band")
+            axes.fill_between(_GRID, *band, color=_DRAWN["c0"], alpha=0.22, lw=0, label="95% band")
         told = []
         for style, curve in _styled(curves):
             false_positive, sensitivity, _ = roc_curve(curve.y, curve.score)
             axes.plot(false_positive, sensitivity, label=show(curve.label), **style)
             at = ", ".join(
-                f"{_reached(false_positive, sensitivity, rate):.2f} at {rate:g}"
+                f"{sensitivity[false_positive <= rate].max():.2f} at {rate:g}"
                 for rate in (0.1, 0.2, 0.5)
             )
             told.append(f"{curve.label}: sensitivity {at}")
@@ -158,12 +159,14 @@ def precision_recall_figure(
     with mpl.rc_context(_RC):
         figure, axes = _square("recall (sensitivity)", "precision")
         told = []
+        alone = sum(not curve.baseline for curve in curves) == 1
         for style, curve in _styled(curves):
             precision, recall, _ = precision_recall_curve(curve.y, curve.score)
             axes.plot(recall, precision, drawstyle="steps-post", label=show(curve.label), **style)
             prevalence = float(curve.y.mean())
             if not curve.baseline:
-                axes.axhline(prevalence, color=style["color"], lw=0.8, ls=":")
+                colour = _DRAWN["muted"] if alone else style["color"]
+                axes.axhline(prevalence, color=colour, lw=0.8, ls=":")
                 half = precision[recall >= 0.5].max()
                 told.append(
                     f"{curve.label}: prevalence {prevalence:.2f}, best precision {half:.2f} at "
@@ -175,7 +178,7 @@ def precision_recall_figure(
         return _svg(figure, name, f"Precision by recall. {'; '.join(told)}.")
 
 
-def reliability_figure(curves: Sequence[Curve], *, name: str) -> str:
+def reliability_figure(curves: Sequence[Curve], *, name: str, unit: str) -> str:
     """Observed frequency by predicted probability, above bars of how many rows were told what.
 
     The points are the bins of `calibration.reliability`: equal numbers of rows in each.
@@ -199,7 +202,7 @@ def reliability_figure(curves: Sequence[Curve], *, name: str) -> str:
             ]
             told.append(f"{curve.label}: lowest bin {ends[0]}; highest bin {ends[1]}")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="observed frequency")
-        bars.set(xlabel="predicted probability", ylabel="count")
+        bars.set(xlabel="predicted probability", ylabel=f"{unit}s")
         axes.grid()
         axes.legend(loc="upper left")
         alt = f"Reliability: observed frequency by predicted probability. {'; '.join(told)}."
@@ -232,12 +235,12 @@ def _square(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _styled(curves: Sequence[Curve]) -> list[tuple[dict[str, object], Curve]]:
+def _styled(curves: Sequence[Curve]) -> list[tuple[dict[str, Any], Curve]]:
     """Give every curve a colour and a dash of its own; baselines are thin and grey."""
     styled, n = [], 0
     for curve in curves:
         if curve.baseline:
-            style: dict[str, object] = {"color": _DRAWN["muted"], "lw": 1.1, "ls": (0, (3, 2))}
+            style: dict[str, Any] = {"color": _DRAWN["muted"], "lw": 1.1, "ls": (0, (3, 2))}
         else:
             colour, dash = _SERIES[n % len(_SERIES)]
             style = {"color": _DRAWN[colour], "lw": 1.8, "ls": dash}
@@ -252,10 +255,6 @@ def _mark(axes: Axes, point: tuple[float, float] | None) -> None:
             [point[0]], [point[1]], ls="", marker="D", ms=7, mew=1.5, mec=_DRAWN["ink"],
             mfc=_DRAWN["c1"], label="operating point", clip_on=False,
         )  # fmt: skip
-
-
-def _reached(false_positive: FloatArray, sensitivity: FloatArray, rate: float) -> float:
-    return float(sensitivity[false_positive <= rate].max())
 
 
 def _figure(value: Interval) -> str:
@@ -273,9 +272,8 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": name}):
         # the browser draws the text: a sign that our own font lacks is no loss
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasSVG(figure).print_svg(
-            out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", metadata=nothing)
     drawn = out.getvalue()
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0]
     body = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
@@ -296,5 +294,5 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     body = re.sub(r"\s*\n\s*", "\n", body).strip()
     return (
         f'<svg class="drawing" role="img" viewBox="0 0 {width} {height}" '
-        f'aria-label="{escape(alt)}">\n{body}'
+        f'aria-label="{escape(show(alt))}">\n{body}'
     )

@@ -8,14 +8,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from lobule.data.images import decode
+from lobule.data.manifest import class_indices
 from lobule.errors import ImageError
 from lobule.evaluation.predictions import Predictions
 
@@ -85,9 +88,8 @@ def confident(
         fields = table.iloc[row]
         threshold = fields.get("threshold")
         pictures.append(
-            _picture(
-                fields,
-                root,
+            replace(
+                _picture(fields, root),
                 decision=str(fields["decision"]),
                 of_decision=float(decided[row]),
                 of_positive=float(prob[row, -1]),
@@ -105,27 +107,20 @@ def confident_rows(predictions: Predictions, *, right: bool) -> list[int]:
     return [int(row) for row in order if agrees[row] == right]
 
 
-def _of_decision(predictions: Predictions) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    column = predictions.table["decision"].map(predictions.classes.index).to_numpy(dtype=np.int64)
-    chosen: np.ndarray[tuple[int], np.dtype[np.float64]] = predictions.probabilities()[
-        np.arange(len(column)), column
-    ]
+def _of_decision(predictions: Predictions) -> NDArray[np.float64]:
+    column = class_indices(predictions.table["decision"], predictions.classes)
+    chosen: NDArray[np.float64] = predictions.probabilities()[np.arange(len(column)), column]
     return chosen
 
 
-def _picture(fields: pd.Series[object], root: Path, **prediction: str | float | None) -> Picture:
+def _picture(fields: pd.Series[Any], root: Path) -> Picture:
     path, patient = str(fields["path"]), fields["patient"]
-    caption = {
-        "path": path,
-        "label": str(fields["label"]),
-        "patient": None if pd.isna(patient) else str(patient),
-        **prediction,
-    }
+    caption = path, str(fields["label"]), None if pd.isna(patient) else str(patient)
     try:
         image, width_px, height_px = thumbnail(root / path)
     except ImageError as error:
-        return Picture(**caption, image=None, problem=error.what)
-    return Picture(**caption, image=image, problem=None, width_px=width_px, height_px=height_px)
+        return Picture(*caption, image=None, problem=error.what)
+    return Picture(*caption, image=image, problem=None, width_px=width_px, height_px=height_px)
 
 
 def thumbnail(path: Path) -> tuple[str, int, int]:

@@ -67,7 +67,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
         )
     )
     out = run / "report.html" if out is None else out
-    write_text(out, text)
+    write_text(out, text.lstrip())
     return out
 
 
@@ -101,7 +101,12 @@ def _findings(saved: Saved) -> dict[str, Any]:
         "evaluation": evaluation,
         "leakage": saved.leakage,
         "basis": basis(evaluation),
-        "verdict": verdict(evaluation, saved.leakage, saved.allow),
+        "verdict": verdict(
+            evaluation,
+            saved.leakage,
+            held_out=saved.out_of_fold is not None,
+            allow=saved.allow,
+        ),
         "headlines": headlines(evaluation),
         "limits": limits(evaluation, dict(patients), saved.allow, saved.findings),
         "findings": saved.findings,
@@ -111,6 +116,7 @@ def _findings(saved: Saved) -> dict[str, Any]:
             saved.leakage.n_images, saved.leakage.n_patients, known=saved.leakage.patients_known
         ),
         "counts": tables.count_rows(table),
+        "parts": bool(table["split"].notna().any()),
         "levels": levels,
         "compared": tables.compared(evaluation, levels, out_of_fold=saved.out_of_fold),
         "groups": tables.result_groups(evaluation, levels),
@@ -126,8 +132,8 @@ def _findings(saved: Saved) -> dict[str, Any]:
 
 def _data_basis(saved: Saved) -> str:
     manifest = saved.manifest
-    parts = [str(part) for part in manifest.table["split"].dropna().unique()]
-    source = f"parts {', '.join(sorted(parts))}" if parts else "all images of the run"
+    parts = dict.fromkeys(row.part for row in tables.count_rows(manifest.table) if row.part)
+    source = f"Parts {', '.join(parts)}" if parts else "All images of the run"
     n_patients = int(manifest.groups.nunique())
     return f"{source}; {people(len(manifest), n_patients, known=manifest.patients_known)}"
 
@@ -166,12 +172,12 @@ def _level_plots(saved: Saved, level: Level) -> list[Plot]:
     draw = [
         figures.roc_figure([*curves, *compared], name=f"roc-{level}", band=band, point=roc_point),
         figures.precision_recall_figure([*curves, *compared], name=f"pr-{level}", point=pr_point),
-        figures.reliability_figure(curves, name=f"reliability-{level}"),
+        figures.reliability_figure(curves, name=f"reliability-{level}", unit=level),
     ]
     captions = [
         of + said + marked,
         f"{of} Dotted: share of the class, which guessing reaches.{marked}",
-        f"{of} Each mark holds as many {level}s as any other; bars count {level}s in steps of 0.05.",
+        f"{of} Every mark is of as many {level}s; bars count {level}s by steps of 0.05.",
     ]
     return [
         Plot(title, caption, Markup(svg))
@@ -180,7 +186,7 @@ def _level_plots(saved: Saved, level: Level) -> list[Plot]:
 
 
 def _curves(units: Predictions, kind: str, name: str) -> list[Curve]:
-    """Return the curve of the positive class, or with more than two one a class; [] if undefined."""
+    """Return the curve of the positive class, or of each of more than two; [] if undefined."""
     y, prob, classes = units.y, units.probabilities(kind), units.classes
     positives = [1] if len(classes) == 2 else range(len(classes))
     if any((y == k).all() or not (y == k).any() for k in positives):
@@ -274,13 +280,14 @@ def card_facts(model: dict[str, Any]) -> list[Fact]:
 def run_facts(saved: Saved) -> list[Fact]:
     """Return what was asked, when, and with what."""
     record, training = saved.record, saved.model["training"]
+    finished = [("Finished", str(record["finished"]))] if "finished" in record else []
     recipe: Sequence[Fact] = [
         (f"Recipe: {name.replace('_', ' ')}", "automatic" if value is None else str(value))
         for name, value in record["request"]["recipe"].items()
     ]
     return [
         ("Started", str(record["started"])),
-        ("Finished", str(record.get("finished", "not yet when this page was made"))),
+        *finished,
         *recipe,
         ("Accepted findings", ", ".join(saved.allow) or "none"),
         ("Data hash", str(training["data_hash"])),

@@ -107,7 +107,10 @@ def _json(path: Path) -> dict[str, Any]:
 def _manifest(path: Path) -> Manifest:
     arrow = pq.read_table(path)
     root = (arrow.schema.metadata or {}).get(_ROOT_KEY, os.fsencode(path.parent))
-    return Manifest(Path(os.fsdecode(root)), complete(arrow.to_pandas()))
+    table = complete(arrow.to_pandas())
+    if table["path"].isna().any():
+        raise DataError("it is not a manifest: there are rows without a path")
+    return Manifest(Path(os.fsdecode(root)), table)
 
 
 def _predictions(path: Path) -> Predictions:

@@ -219,10 +219,10 @@ def matrices(evaluation: Evaluation) -> list[Matrix]:
     if evaluation.patients_known:
         of.append(("patients, mean of their images", "patients", patient))
     return [
-        Matrix(f"{rule_name(decision.rule)}: {title}", unit, decision_of(figures, decision.rule).confusion)
-        for decision in image.decisions
+        Matrix(f"{rule_name(rule)}: {title}", unit, decision_of(figures, rule).confusion)
+        for rule in (decision.rule for decision in image.decisions)
         for title, unit, figures in of
-    ]  # fmt: skip
+    ]
 
 
 def subgroup_tables(evaluation: Evaluation) -> list[Subgroups]:

@@ -37,9 +37,9 @@ def people(n_images: int, n_patients: int, *, known: bool) -> str:
 
 
 def basis(evaluation: Evaluation) -> str:
-    """Return what every figure of the evaluation is of: source, images, patients."""
+    """Return what every figure of the evaluation is of, to begin a sentence with."""
     who = people(evaluation.n_images, evaluation.n_patients, known=evaluation.patients_known)
-    return f"{evaluation.source}; {who}"
+    return f"{evaluation.source[:1].upper()}{evaluation.source[1:]}; {who}"
 
 
 def count(n: int, unit: str) -> str:
@@ -55,24 +55,28 @@ def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
     return text.replace("-", "\u2212")
 
 
-def span(value: Interval, *, signed: bool = False, level: bool = False) -> str:
-    """Return "0.76 (0.61 to 0.89)"; the first one in a text says that it is a 95% interval."""
+def span(value: Interval, *, signed: bool = False) -> str:
+    """Return "0.76 (0.61 to 0.89)", or why there is no such figure."""
     if isnan(value.estimate):
         return f"undefined ({value.reason})"
     shown = number(value.estimate, signed=signed)
     if isnan(value.low):
         return f"{shown} (no interval: {value.reason})"
-    ends = [number(end, signed=signed) for end in (value.low, value.high)]
-    return f"{shown} ({'95% interval ' if level else ''}{ends[0]} to {ends[1]})"
+    return f"{shown} ({number(value.low)} to {number(value.high)})"
 
 
-def verdict(evaluation: Evaluation, leakage: Leakage, allow: Sequence[str]) -> list[str]:
-    """Return the conclusion in a few sentences, each built from figures of the run."""
+def verdict(
+    evaluation: Evaluation, leakage: Leakage, *, held_out: bool, allow: Sequence[str]
+) -> list[str]:
+    """Return the conclusion in a few sentences, each built from figures of the run.
+
+    held_out: whether the evaluation is of other images than the leakage was measured on.
+    """
     sentences = [_ranking(evaluation, allow)]
     if evaluation.patients_known:
         patient = evaluation.levels["patient"].metrics["roc_auc"]
         sentences.append(f"Averaged over each patient's photographs it is {span(patient)}.")
-    sentences.append(_leakage(evaluation, leakage))
+    sentences.append(_leakage(leakage, held_out=held_out))
     gain = evaluation.gain.get("image")
     if gain is not None:
         sentences.append(_gain(gain, evaluation))
@@ -101,23 +105,26 @@ def _ranking(evaluation: Evaluation, allow: Sequence[str]) -> str:
             f"ranks a photograph of one class above those of the rest {share}, averaged over "
             "classes (ROC AUC"
         )
-    return f"{start}, the model {told} {span(auc, level=True)})."
+    sure = f"no interval: {auc.reason}"
+    if not isnan(auc.low):
+        sure = f"95% interval {number(auc.low)} to {number(auc.high)}"
+    return f"{start}, the model {told} {number(auc.estimate)}, {sure})."
 
 
-def _leakage(evaluation: Evaluation, leakage: Leakage) -> str:
+def _leakage(leakage: Leakage, *, held_out: bool) -> str:
     random, apart = leakage.auc["image"], leakage.auc["patient"]
     if not leakage.patients_known:
         return "What a random split would have added cannot be told, since patients are unknown."
-    same = leakage.n_images == evaluation.n_images
-    of = "the same images" if same else f"the {count(leakage.n_images, 'training image')}"
+    training = count(leakage.n_images, "training image")
+    of = f"the {training}" if held_out else "the same images"
     claim = f"A random split of {of} would have claimed {span(random)}"
-    if not same:
+    if held_out:
         claim += f", where patient folds give {span(apart)}"
     added = span(leakage.inflation, signed=True)
     if isnan(leakage.inflation.low):
         return f"{claim}; the difference is {added}."
     if leakage.inflation.low > 0:
-        return f"{claim}: {added} too much."
+        return f"{claim}, which is {span(leakage.inflation)} too much."
     return f"{claim}; that this differs ({added}) is not shown at this number of patients."
 
 

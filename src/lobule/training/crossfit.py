@@ -123,4 +123,6 @@ def out_of_fold(
         )
         for level, point in points.items():
             thresholds.setdefault(level, np.full(len(y), np.nan))[test] = point.threshold
+    # one answer for all: shares that differ by fold would rank the folds when they are pooled
+    found["prior"] = np.tile(np.bincount(y, minlength=len(classes)) / len(y), (len(y), 1))
     return make_predictions(manifest, classes, found, thresholds, source=source)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from lobule.data.splits import assign_folds
 from lobule.models.classifier import LinearHead, Matrix, mean_over_views
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation strengths tried: C of scikit-learn, for weights of mean 1 an image."""
 
 INNER_FOLDS = 5
@@ -42,7 +42,8 @@ def balanced_weights(y: NDArray[np.int64], groups: Sequence[str]) -> Matrix:
     images = np.bincount(cell, minlength=(y.max() + 1) * len(names)).reshape(-1, len(names))
     patients = (images > 0).sum(axis=1)
     weights: Matrix = 1.0 / (images[y, index] * patients[y])
-    return weights * (len(y) / weights.sum())
+    weights *= len(y) / weights.sum()
+    return weights
 
 
 def fit_head(
@@ -75,7 +76,9 @@ def fit_head(
         group = [g for g, keep in zip(groups, train, strict=True) if keep]
         path = _fit_path(features[train], y[train], balanced_weights(y[train], group), strengths)
         for i, head in enumerate(path):
-            scores[i, ~train] = mean_over_views(_spread(head, y[train], n_classes), features[~train])
+            scores[i, ~train] = mean_over_views(
+                _spread(head, y[train], n_classes), features[~train]
+            )
     picked = np.take_along_axis(scores, y[None, :, None], axis=2)[..., 0]
     losses = -(np.log(np.clip(picked, 1e-12, None)) * weights).mean(axis=1)
     best = int(losses.argmin())

@@ -1,0 +1,167 @@
+"""The rules of writing: all of a file or none, and a reason when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from lobule.errors import OutputError
+from lobule.files import replacing, write_json, write_text, writing
+
+
+def as_ordinary_user(code, *arguments):
+    """Run Python code in a process that file permissions bind, also where root runs the tests."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root ignores file permissions, and there is no setpriv to drop that right")
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all", "--", *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_what_was_written_takes_the_place_of_the_earlier_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    write_text(path, "first")
+    write_text(path, "zweite Fassung: ä\n")
+    assert path.read_bytes() == "zweite Fassung: ä\n".encode()
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_reader_sees_the_earlier_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("earlier")
+    with replacing(path) as temporary:
+        temporary.write_text("half of")
+        assert path.read_text() == "earlier"
+        assert temporary.parent == path.parent
+        temporary.write_text("the whole")
+    assert path.read_text() == "the whole"
+
+
+@pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_the_earlier_file_and_nothing_else(tmp_path, interruption):
+    path = tmp_path / "a.txt"
+    path.write_text("earlier")
+    with pytest.raises(interruption), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise interruption
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nested_writes_of_one_file_use_different_temporary_files(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as first, replacing(path) as second:
+        assert first != second
+        first.write_text("outer")
+        second.write_text("inner")
+    assert path.read_text() == "outer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_at_the_same_time_leave_one_whole_file(tmp_path):
+    path = tmp_path / "a.txt"
+    texts = [letter * 200_000 for letter in "abcdefgh"]
+    threads = [threading.Thread(target=write_text, args=(path, text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "組", "🔬"])
+def test_a_name_as_long_as_the_file_system_takes_can_be_written(tmp_path, letter):
+    path = tmp_path / (letter * (255 // len(letter.encode())))
+    write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+def test_json_is_indented_utf8_and_ends_with_a_newline(tmp_path):
+    write_json(tmp_path / "a.json", {"Name": "Müller", "n": [1, 2.5, None]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n  "Name": "Müller",')
+    assert text.endswith("}\n")
+    assert json.loads(text) == {"Name": "Müller", "n": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_numbers_that_json_does_not_have(tmp_path, value):
+    path = tmp_path / "a.json"
+    path.write_text("earlier")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"auc": value})
+    assert path.read_text() == "earlier"
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError) as caught:
+        write_text(tmp_path / "file" / "a.txt", "x")
+    assert str(caught.value) == (
+        f"cannot write {tmp_path}/file/a.txt: file exists\n  choose another place"
+    )
+
+
+def test_the_name_in_a_message_is_one_line(tmp_path):
+    with pytest.raises(OutputError) as caught, writing(tmp_path / "a\nb"):
+        (tmp_path / "no" / "such").write_text("x")
+    assert caught.value.what == f"cannot write {tmp_path}/a\\nb: no such file or directory"
+
+
+def test_no_permission_is_said(tmp_path):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "a.txt").write_text("earlier")
+    (tmp_path / "locked").chmod(0o555)
+    code = (
+        "import sys; from pathlib import Path; from lobule.files import write_text\n"
+        "from lobule.errors import OutputError\n"
+        "try: write_text(Path(sys.argv[1]), 'new')\n"
+        "except OutputError as error: print(error)"
+    )
+    done = as_ordinary_user(code, tmp_path / "locked" / "a.txt")
+    assert done.stdout == (
+        f"cannot write {tmp_path}/locked/a.txt: permission denied\n"
+        "  choose a place you may write to\n"
+    ), done.stderr
+    assert (tmp_path / "locked" / "a.txt").read_text() == "earlier"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here (it takes root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_earlier_file_and_is_said(small_disk):
+    path = small_disk / "a.txt"
+    write_text(path, "earlier")
+    with pytest.raises(OutputError) as caught:
+        write_text(path, "x" * 200_000)
+    assert str(caught.value) == (
+        f"cannot write {path}: no space left on the device\n"
+        "  free some space, or write to another place"
+    )
+    assert path.read_text() == "earlier"
+    assert list(small_disk.iterdir()) == [path]
+
+
+def test_a_device_that_is_full_is_said(tmp_path):
+    with pytest.raises(OutputError) as caught, writing(tmp_path / "a.txt"):
+        with open("/dev/full", "w") as full:  # noqa: SIM117
+            full.write("x" * 100_000)
+    assert caught.value.what == f"cannot write {tmp_path}/a.txt: no space left on the device"
