@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -47,11 +48,15 @@ def test_a_reader_sees_the_earlier_file_until_the_new_one_is_whole(tmp_path):
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_write_leaves_the_earlier_file_and_nothing_else(tmp_path, interruption):
+    def write_half(path):
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise interruption
+
     path = tmp_path / "a.txt"
     path.write_text("earlier")
-    with pytest.raises(interruption), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise interruption
+    with pytest.raises(interruption):
+        write_half(path)
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -162,6 +167,5 @@ def test_a_full_disk_leaves_the_earlier_file_and_is_said(small_disk):
 
 def test_a_device_that_is_full_is_said(tmp_path):
     with pytest.raises(OutputError) as caught, writing(tmp_path / "a.txt"):
-        with open("/dev/full", "w") as full:  # noqa: SIM117
-            full.write("x" * 100_000)
+        Path("/dev/full").write_text("x" * 100_000)
     assert caught.value.what == f"cannot write {tmp_path}/a.txt: no space left on the device"

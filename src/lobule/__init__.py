@@ -18,7 +18,7 @@ _HOMES = {
     "Audit": "lobule.data.audit",
     "Evaluation": "lobule.evaluation.evaluate",
     "Interval": "lobule.evaluation.intervals",
-    "Leakage": "lobule.training.leakage",
+    "Leakage": "lobule.evaluation.leakage",
     "LobuleError": "lobule.errors",
     "Manifest": "lobule.data.manifest",
     "Model": "lobule.models.bundle",
@@ -81,12 +81,12 @@ if TYPE_CHECKING:
     from lobule.errors import LobuleError
     from lobule.evaluation.evaluate import Evaluation, evaluate
     from lobule.evaluation.intervals import Interval
+    from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions, read_predictions, write_predictions
     from lobule.inference.predictor import predict
     from lobule.models.bundle import Model, load_model, save_model
     from lobule.reporting.report import report
     from lobule.run import Run
-    from lobule.training.leakage import Leakage
     from lobule.training.recipe import Recipe
     from lobule.workflow import demo, leakage, split, train
 

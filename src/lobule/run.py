@@ -11,9 +11,9 @@ from typing import Any
 from lobule.data.audit import Audit
 from lobule.errors import OutputError, show
 from lobule.evaluation.evaluate import Evaluation
+from lobule.evaluation.leakage import Leakage
 from lobule.files import write_json, writing
 from lobule.models.bundle import Model
-from lobule.training.leakage import Leakage
 
 SCHEMA = "lobule.run/1"
 

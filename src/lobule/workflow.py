@@ -34,6 +34,7 @@ from lobule.data.scan import scan
 from lobule.data.splits import assign_folds, assign_parts, check_disjoint, merge_linked_groups
 from lobule.errors import DataError, UsageError, name_some
 from lobule.evaluation.evaluate import Evaluation, evaluate
+from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Level, Predictions, make_predictions, write_predictions
 from lobule.evaluation.thresholds import OperatingPoint
 from lobule.files import write_json
@@ -45,7 +46,7 @@ from lobule.reporting.report import report
 from lobule.run import Run, claim, complete, refuse_taken
 from lobule.training.crossfit import Fitted, fit, operating_points, out_of_fold
 from lobule.training.features import embed
-from lobule.training.leakage import Leakage, measure_leakage
+from lobule.training.leakage import measure_leakage
 from lobule.training.recipe import Recipe
 
 
@@ -197,8 +198,8 @@ def train(
     write_json(out / "evaluation.json", evaluation.to_json())
     write_json(out / "leakage.json", leakage.to_json())
     save_model(model, out / "model")
-    report(out)
     complete(out, versions())
+    report(out)
     return Run(out, ready.audit, evaluation, leakage, model)
 
 

@@ -51,7 +51,9 @@ def png(width, height, *, bit_depth=8, colour_type=2, rows=b""):
     """A PNG put together from its parts, so that the header may lie."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     signature = b"\x89PNG\r\n\x1a\n"
@@ -256,7 +258,8 @@ def test_a_truncated_jpeg_is_refused_with_its_size():
     data = encode(pixels(200, 300), "JPEG")[:3000]
     message = refusal(data, "benign/a.jpg")
     assert message.startswith(
-        "cannot read benign/a.jpg: damaged or truncated image of 3,000 bytes (image file is truncated"
+        "cannot read benign/a.jpg: damaged or truncated image of 3,000 bytes "
+        "(image file is truncated"
     )
     assert message.endswith(FIX)
 
@@ -268,6 +271,16 @@ def test_a_truncated_png_is_refused_by_the_decoder_and_still_tells_its_size():
     assert (header.width, header.height) == (300, 200)
 
 
+def refused_or_read(read, data):
+    """Whether `read` gives an answer or an ImageError that names the file, and nothing else."""
+    try:
+        read(data, "x")
+    except ImageError as error:
+        return error.what.startswith("cannot read x: ")
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_cut_anywhere_is_an_image_or_an_image_error(kind):
     exif = Image.Exif()
@@ -275,12 +288,10 @@ def test_a_file_cut_anywhere_is_an_image_or_an_image_error(kind):
     data = encode(pixels(), kind, **({} if kind == "BMP" else {"exif": exif}))
     for end in {*range(1, 64), *range(64, len(data), 17)}:
         for read in (decode, read_header):
-            try:
-                read(data[:end], "x")
-            except ImageError as error:
-                assert "cannot read x: " in str(error)
+            assert refused_or_read(read, data[:end])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(deadline=None)
 @given(st.sampled_from(FORMATS), st.data())
 def test_a_file_with_wrong_bytes_is_an_image_or_an_image_error(kind, draw):
@@ -290,10 +301,7 @@ def test_a_file_with_wrong_bytes_is_an_image_or_an_image_error(kind, draw):
     for _ in range(draw.draw(st.integers(1, 4))):
         data[draw.draw(st.integers(0, min(len(data), 300) - 1))] = draw.draw(st.integers(0, 255))
     for read in (decode, read_header):
-        try:
-            read(bytes(data), "x")
-        except ImageError as error:
-            assert "cannot read x: " in str(error)
+        assert refused_or_read(read, bytes(data))
 
 
 def test_formats_outside_the_list_are_refused():

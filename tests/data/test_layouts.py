@@ -64,6 +64,7 @@ def test_every_grammar_reads_its_own_examples_and_no_other_reads_them_first(gram
         ("b001", Name("benign", magnification=200.0)),
         ("patient-P07_slide-P07a_mag-100_003", Name(None, "P07", "P07a", 100.0)),
         ("patient-12_0001", Name(None, "12")),
+        ("patient-9_two\nlines", Name(None, "9")),
         ("patient-ä-7_mag-2.5", Name(None, "ä-7", None, 2.5)),
         ("label-benign_patient-4_slide-9", Name("benign", "4", "9")),
     ],

@@ -14,7 +14,7 @@ from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.intervals import Interval
 from lobule.evaluation.predictions import make_predictions, write_predictions
 from lobule.files import write_json
-from lobule.training.leakage import Leakage
+from lobule.evaluation.leakage import Leakage
 
 FINDINGS = (
     Finding("few-patients", "warning", "class 'benign' has 4 patients", ()),

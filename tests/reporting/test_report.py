@@ -252,7 +252,7 @@ def test_the_verdict_is_built_from_the_figures(page, run):
     ("low", "high", "words"),
     [
         (0.02, 0.3, "It beats colour statistics alone by +0.10 (0.02 to 0.30)."),
-        (-0.3, 0.3, "(+0.10 (\u22120.30 to 0.30)) is not shown at this number of patients."),
+        (-0.3, 0.3, "is not shown at this number of patients: +0.10 (\u22120.30 to 0.30)."),
         (-0.3, -0.1, "It is worse than colour statistics alone"),
     ],
 )
@@ -269,7 +269,7 @@ def test_an_inflation_that_may_be_zero_is_not_claimed(make_run, tmp_path):
     page = read(report(make_run(tmp_path, inflation=(0.02, -0.03, 0.07))))
     text = page.one("p", class_="verdict").text
     assert "too much" not in text
-    assert "that this differs (+0.02 (\u22120.03 to 0.07)) is not shown" in text
+    assert "is not shown at this number of patients: +0.02 (\u22120.03 to 0.07)." in text
 
 
 def test_confusion_matrices_hold_the_counts_and_shares_of_their_rows(page, run):

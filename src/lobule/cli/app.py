@@ -5,6 +5,7 @@ Heavy imports stand inside the verbs, so that `lobule --help` answers at once.
 
 from __future__ import annotations
 
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +80,8 @@ OnErrorChoice = Annotated[OnError, typer.Option(help="For images that cannot be 
 
 def main() -> None:
     """Entry point of the `lobule` command."""
+    # Pillow's remarks on odd metadata are of no use here: what matters of it is an error of ours
+    warnings.filterwarnings("ignore", module="PIL")
     app()
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lobule.doctor import Check
     from lobule.evaluation.evaluate import Evaluation
     from lobule.evaluation.intervals import Interval
+    from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
     from lobule.run import Run
-    from lobule.training.leakage import Leakage
 
 
 def scan_record(manifest: Manifest, out: Path | None) -> dict[str, Any]:

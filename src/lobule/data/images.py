@@ -11,7 +11,6 @@ import io
 import json
 import re
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -107,13 +106,12 @@ def _opened(data: bytes, name: str | Path) -> Iterator[Image.Image]:
             f"cannot read {show(name)}: the file is empty (0 bytes)", fix=_FIX_UNREADABLE
         )
     try:
-        with warnings.catch_warnings():
-            # Pillow remarks on large images and odd metadata; what matters of it is refused here
-            warnings.filterwarnings("ignore", module="PIL")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise _too_large(name, f"{image.width:,} x {image.height:,} pixels")
-                yield image
+        # Pillow may remark on odd metadata. It is not silenced here: warning filters belong to the
+        # whole process, and images are decoded in several threads.
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(name, f"{image.width:,} x {image.height:,} pixels")
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -122,7 +120,7 @@ def _opened(data: bytes, name: str | Path) -> Iterator[Image.Image]:
             f"(it begins with {data[:8]!r})",
             fix=_FIX_UNREADABLE,
         ) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         said = re.search(r"(\d+) pixels", str(error))
         size = f"{int(said[1]):,} pixels" if said else str(error)
         raise _too_large(name, size) from error

@@ -117,7 +117,8 @@ GRAMMARS = (
         "keyed names",
         re.compile(
             r"(?:label-(?P<label>[^_]+)_)?patient-(?P<patient>[^_]+)"
-            r"(?:_slide-(?P<slide>[^_]+))?(?:_mag-(?P<magnification>\d+(?:\.\d+)?))?(?:_.*)?"
+            r"(?:_slide-(?P<slide>[^_]+))?(?:_mag-(?P<magnification>\d+(?:\.\d+)?))?(?:_.*)?",
+            re.DOTALL,
         ),
         _read_keyed,
         ("patient-P07_slide-P07a_mag-100_003", "patient-12_0001", "label-benign_patient-4_slide-9"),

@@ -163,8 +163,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
             table = manifest.table.assign(
                 magnification=manifest.table["magnification"].map("{:g}".format, na_action="ignore")
             )
-            texts = table.astype("string")
-            returns = texts.apply(lambda column: column.str.contains("\r", regex=False)).any(axis=None)
+            returns = any("\r" in str(cell) for cell in table.to_numpy().ravel())
             # Python before 3.13 quotes a line feed, and a carriage return only when told to
             quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
             table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)

@@ -139,7 +139,7 @@ def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predict
     try:
         if path.suffix.lower() == ".csv":
             text = dict.fromkeys(("path", "label", "patient", "slide", "subtype"), "string")
-            table = pd.read_csv(path, dtype=text, float_precision="round_trip")
+            table = pd.read_csv(path, dtype=text)
         else:
             table = pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowInvalid, pd.errors.ParserError) as error:

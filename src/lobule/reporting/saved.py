@@ -16,8 +16,8 @@ from lobule.data.audit import Finding
 from lobule.data.manifest import Manifest, complete
 from lobule.errors import DataError, show
 from lobule.evaluation.evaluate import Evaluation
+from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Predictions, read_predictions
-from lobule.training.leakage import Leakage
 
 _FIX = "the run is incomplete or was altered; run `lobule train` again"
 

@@ -9,8 +9,8 @@ from math import isnan
 from lobule.data.audit import FEW_PATIENTS, OVERRIDABLE, Finding
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.intervals import Interval
+from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Level
-from lobule.training.leakage import Leakage
 
 COVERED_PATIENTS = 40
 """Patients a class from which on the 95% intervals were seen to cover as they say; the simulation
@@ -125,7 +125,7 @@ def _leakage(leakage: Leakage, *, held_out: bool) -> str:
         return f"{claim}; the difference is {added}."
     if leakage.inflation.low > 0:
         return f"{claim}, which is {span(leakage.inflation)} too much."
-    return f"{claim}; that this differs ({added}) is not shown at this number of patients."
+    return f"{claim}; that this differs is not shown at this number of patients: {added}."
 
 
 def _gain(gain: Interval, evaluation: Evaluation) -> str:
@@ -137,7 +137,7 @@ def _gain(gain: Interval, evaluation: Evaluation) -> str:
         return f"It is worse than colour statistics alone: {told}."
     if isnan(gain.low):
         return f"Against colour statistics alone its gain is {told}."
-    return f"That it beats colour statistics alone ({told}) is not shown at this number of {unit}."
+    return f"That it beats colour statistics alone is not shown at this number of {unit}: {told}."
 
 
 def headlines(evaluation: Evaluation) -> list[Headline]:

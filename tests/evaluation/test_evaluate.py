@@ -1,0 +1,169 @@
+"""Evaluation: every figure is that of the rows it claims to be of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+
+from lobule.data.manifest import Manifest, complete
+from lobule.errors import DataError
+from lobule.evaluation.evaluate import Evaluation, evaluate
+from lobule.evaluation.predictions import Predictions, make_predictions
+
+
+def cohort(seed: int = 0, *, patients: int = 14, classes=("benign", "malignant"), known=True):
+    """Predictions of made-up patients with five images each on two slides."""
+    rng = np.random.default_rng(seed)
+    k = len(classes)
+    patient = np.repeat(np.arange(patients), 5)
+    y = patient % k
+    logits = rng.normal(0, 1, (len(y), k)) + 1.5 * np.eye(k)[y]
+    prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rows = {
+        "path": [f"{i:03d}.png" for i in range(len(y))],
+        "label": np.array(classes)[y],
+        "patient": [f"P{p:02d}" for p in patient] if known else None,
+        "slide": [f"{p}{'ab'[i % 2]}" for i, p in enumerate(patient)],
+        "magnification": np.where(patient < 10, 40.0, 100.0),
+        "subtype": np.where(patient < 6, "few kinds", "another"),
+    }
+    thresholds = {}
+    if k == 2:
+        thresholds = {level: np.full(len(y), 0.37) for level in ("image", "slide", "patient")}
+    return make_predictions(
+        Manifest(Path(), complete(pd.DataFrame(rows))), tuple(classes),
+        {"prob": prob, "plain": prob[:, ::1], "colour": np.full_like(prob, 1 / k),
+         "prior": np.tile(np.bincount(y, minlength=k) / len(y), (len(y), 1))},
+        thresholds, model="m-1", source="test part",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found() -> Evaluation:
+    return evaluate(cohort(), draws=200)
+
+
+def test_image_figures_are_those_of_scikit_learn(found):
+    predictions = cohort()
+    y, p = predictions.y, predictions.probabilities()[:, 1]
+    figures = found.levels["image"].metrics
+    assert figures["roc_auc"].estimate == pytest.approx(metrics.roc_auc_score(y, p), abs=1e-12)
+    assert figures["brier"].estimate == pytest.approx(metrics.brier_score_loss(y, p), abs=1e-12)
+    at_half, locked = found.levels["image"].decisions
+    for decision, threshold in ((at_half, 0.5), (locked, 0.37)):
+        called = (p >= threshold).astype(int)
+        assert decision.threshold == (threshold, threshold)
+        assert decision.confusion == metrics.confusion_matrix(y, called).tolist()
+        assert decision.metrics["sensitivity"].estimate == metrics.recall_score(y, called)
+        assert decision.metrics["kappa"].estimate == pytest.approx(
+            metrics.cohen_kappa_score(y, called), abs=1e-12
+        )
+
+
+def test_patient_figures_are_of_mean_probabilities(found):
+    table = cohort().table
+    by = table.groupby("patient").agg(p=("prob_malignant", "mean"), y=("label", "max"))
+    expected = metrics.roc_auc_score(by["y"] == "malignant", by["p"])
+    level = found.levels["patient"]
+    assert level.metrics["roc_auc"].estimate == pytest.approx(expected, abs=1e-12)
+    assert (level.n_units, level.n_images, level.n_patients) == (14, 70, 14)
+    assert level.class_units == {"benign": 7, "malignant": 7}
+
+
+def test_estimates_lie_within_their_intervals(found):
+    for level in found.levels.values():
+        interval = level.metrics["roc_auc"]
+        assert interval.low <= interval.estimate <= interval.high
+
+
+def test_intervals_of_patients_are_wider_than_those_of_images(found):
+    table = cohort().table
+    loose = Predictions(table.assign(patient=pd.NA), ("benign", "malignant"))
+    images = evaluate(loose, draws=200).levels["image"].metrics["roc_auc"]
+    patients = found.levels["image"].metrics["roc_auc"]
+    assert patients.estimate == images.estimate
+    assert patients.low != images.low
+
+
+def test_baselines_stand_at_every_level_and_the_majority_cannot_rank(found):
+    assert set(found.baselines) == {"colour statistics", "majority"}
+    for level in ("image", "slide", "patient"):
+        assert found.baselines["majority"][level].metrics["roc_auc"].estimate == 0.5
+
+
+def test_gain_is_the_difference_to_the_colour_baseline(found):
+    for level, gain in found.gain.items():
+        model = found.levels[level].metrics["roc_auc"].estimate
+        colour = found.baselines["colour statistics"][level].metrics["roc_auc"].estimate
+        assert gain.estimate == pytest.approx(model - colour)
+
+
+def test_baselines_have_no_operating_point_of_the_model(found):
+    rules = [d.rule for d in found.baselines["colour statistics"]["image"].decisions]
+    assert rules == ["0.5"]
+
+
+def test_subgroups_reconcile_and_few_patients_get_no_figure(found):
+    for column in ("subtype", "magnification"):
+        groups = [group for group in found.subgroups if group.column == column]
+        assert sum(group.n_images for group in groups) == 70
+        assert sum(group.n_patients for group in groups) == 14
+    few = next(g for g in found.subgroups if g.value == "100")
+    assert few.note == "too few patients (4 of 5)"
+    assert few.metrics == {}
+    enough = next(g for g in found.subgroups if g.value == "40")
+    assert enough.metrics["accuracy at 0.5"].draws == 200
+
+
+def test_unknown_patients_are_said_to_be_unknown():
+    found = evaluate(cohort(known=False), draws=50)
+    assert found.patients_known is False
+    assert found.n_patients == 70
+
+
+def test_three_classes_have_figures_but_no_operating_point():
+    found = evaluate(cohort(classes=("a", "b", "c"), patients=15), draws=100)
+    (decision,) = found.levels["image"].decisions
+    assert decision.rule == "most probable"
+    assert np.sum(decision.confusion) == 75
+    predictions = cohort(classes=("a", "b", "c"), patients=15)
+    expected = metrics.roc_auc_score(
+        predictions.y, predictions.probabilities(), multi_class="ovr", average="macro"
+    )
+    assert found.levels["image"].metrics["roc_auc"].estimate == pytest.approx(expected)
+
+
+def test_one_class_leaves_figures_undefined_with_the_reason():
+    predictions = cohort()
+    one = predictions.table[predictions.table["label"] == "benign"].reset_index(drop=True)
+    found = evaluate(Predictions(one, predictions.classes), draws=50)
+    auc = found.levels["image"].metrics["roc_auc"]
+    assert np.isnan(auc.estimate)
+    assert auc.reason == "no malignant image"
+    assert found.levels["image"].decisions[0].metrics["specificity"].reason is None
+
+
+def test_record_survives_json(found):
+    text = json.dumps(found.to_json(), allow_nan=False)
+    assert Evaluation.from_json(json.loads(text)).to_json() == found.to_json()
+
+
+def test_another_schema_is_refused(found):
+    with pytest.raises(DataError, match="not an evaluation: schema None"):
+        Evaluation.from_json({})
+
+
+def test_same_seed_gives_the_same_intervals():
+    one, two = evaluate(cohort(), draws=50, seed=4), evaluate(cohort(), draws=50, seed=4)
+    assert one.to_json() == two.to_json()
+
+
+def test_nothing_to_evaluate_is_an_error():
+    predictions = cohort()
+    with pytest.raises(DataError, match="no predictions to evaluate"):
+        evaluate(Predictions(predictions.table.iloc[:0], predictions.classes))

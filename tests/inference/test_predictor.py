@@ -1,0 +1,93 @@
+"""Prediction: the same answer by every way, and nothing left out in silence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from lobule.cli.app import app
+from lobule.data.scan import scan
+from lobule.errors import DataError, ImageError
+from lobule.inference.predictor import predict
+from lobule.models.bundle import load_model
+
+
+@pytest.fixture
+def folder(tissue, tmp_path):
+    root = tmp_path / "new"
+    root.mkdir()
+    for file in sorted(tissue.images.rglob("*.png"))[::8]:
+        shutil.copy(file, root / file.name)
+    return root
+
+
+def test_api_command_line_and_reloaded_model_agree_to_1e_6(finished_run, folder, tmp_path):
+    by_api = predict(finished_run.model, folder).table.set_index("path")["prob_malignant"]
+    reloaded = load_model(finished_run.folder / "model")
+    by_reloaded = predict(reloaded, sorted(folder.iterdir())).table["prob_malignant"]
+    out = tmp_path / "p.csv"
+    shown = CliRunner().invoke(
+        app,
+        ["predict", str(finished_run.folder / "model"), str(folder), "-o", str(out), "--json"],
+    )
+    assert shown.exit_code == 0, shown.output
+    by_file = pd.read_csv(out).set_index("path")["prob_malignant"]
+    by_json = pd.DataFrame(json.loads(shown.stdout)["predictions"]).set_index("path")
+    assert np.abs(by_api - by_reloaded.to_numpy()).max() < 1e-6
+    assert np.abs(by_api - by_file).max() < 1e-6
+    assert np.abs(by_api - by_json["prob_malignant"]).max() < 1e-6
+
+
+def test_final_model_repeats_what_training_computed(finished_run, tissue):
+    """Predicting the training images from files gives what the fitted heads gave in memory."""
+    manifest = scan(tissue.images)
+    one = predict(finished_run.model, manifest).probabilities()
+    two = predict(load_model(finished_run.folder / "model"), tissue.images).probabilities()
+    assert np.abs(one - two).max() < 1e-9
+
+
+def test_decision_is_taken_at_the_stored_threshold(finished_run, folder):
+    table = predict(finished_run.model, folder).table
+    threshold = finished_run.model.info.operating_points["image"]["threshold"]
+    assert (table["threshold"] == threshold).all()
+    expected = np.where(table["prob_malignant"] >= threshold, "malignant", "benign")
+    assert table["decision"].tolist() == expected.tolist()
+
+
+def test_rows_carry_the_identity_of_the_model(finished_run, folder):
+    table = predict(finished_run.model, folder, source="ward 7").table
+    model = finished_run.model
+    assert set(table["model"]) == {model.id}
+    assert set(table["weights"]) == {model.weights_sha256}
+    assert set(table["preprocessing"]) == {model.preprocessing.id}
+    assert set(table["source"]) == {"ward 7"}
+
+
+def test_an_unreadable_image_fails_by_default_and_is_named(finished_run, folder):
+    (folder / "zz.png").write_text("no picture")
+    with pytest.raises(ImageError, match=r"cannot read .*zz\.png: not a PNG"):
+        predict(finished_run.model, folder)
+
+
+def test_skipped_images_are_named_with_the_reason(finished_run, folder):
+    (folder / "zz.png").write_text("no picture")
+    found = predict(finished_run.model, folder, on_error="skip")
+    assert list(found.failed) == ["zz.png"]
+    assert "not a PNG" in found.failed["zz.png"]
+    assert "zz.png" not in found.table["path"].tolist()
+
+
+def test_nothing_readable_is_an_error(finished_run, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(DataError, match="none of the images can be read"):
+        predict(finished_run.model, tmp_path, on_error="skip")
+
+
+def test_a_path_that_does_not_exist_is_named(finished_run, tmp_path):
+    with pytest.raises(DataError, match=r"no such file or folder: .*nowhere\.png"):
+        predict(finished_run.model, [tmp_path / "nowhere.png"])

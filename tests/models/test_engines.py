@@ -1,0 +1,56 @@
+"""Engines: OpenVINO gives what torch gives, or torch is used."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lobule.models.backbones import load_backbone
+from lobule.models.engines import make_engine
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 97, 64), (4, 3, 64, 97), (1, 3, 33, 47)])
+def test_openvino_equals_torch_at_odd_sizes_and_both_ways_round(shape):
+    network = load_backbone().network
+    batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    _, fast = make_engine(network, "openvino")
+    _, plain = make_engine(network, "torch")
+    expected = plain(batch)
+    assert np.abs(fast(batch) - expected).max() < 1e-4 * np.abs(expected).max()
+    other = batch[::-1].copy()
+    assert np.abs(fast(other) - plain(other)).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_same_batch_gives_the_same_bits():
+    _, run = make_engine(load_backbone().network, "auto")
+    batch = np.random.default_rng(1).normal(size=(4, 3, 64, 48)).astype(np.float32)
+    assert np.array_equal(run(batch), run(batch))
+
+
+class _Fickle(nn.Module):
+    """Takes a branch by its input's sign, which a traced program cannot."""
+
+    def forward(self, x):
+        mean = x.mean(dim=(2, 3))
+        return mean if x.sum() <= 0 else -mean
+
+
+def test_a_program_that_disagrees_with_torch_is_not_used(caplog):
+    _, run = make_engine(_Fickle().eval(), "openvino")
+    batch = np.ones((2, 3, 8, 8), np.float32)
+    with caplog.at_level(logging.WARNING, logger="lobule.models.engines"):
+        first, second = run(batch), run(2 * batch)
+    assert np.allclose(first, -1)
+    assert np.allclose(second, -2)
+    assert "torch is used" in caplog.text
+
+
+def test_engine_says_its_name():
+    network = load_backbone().network
+    assert make_engine(network, "openvino")[0] == "openvino-cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert make_engine(network, "torch")[0] == f"torch-{device}"
