@@ -10,8 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from lobule.data.manifest import Manifest, complete, write_manifest
 from lobule.errors import OutputError
 from lobule.files import replacing, write_json, write_text, writing
 
@@ -163,6 +166,15 @@ def test_a_full_disk_leaves_the_earlier_file_and_is_said(small_disk):
     )
     assert path.read_text() == "earlier"
     assert list(small_disk.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_full_disk_is_said_of_a_table_too(small_disk, name):
+    noise = np.random.default_rng(0).bytes(200_000).hex()
+    table = complete(pd.DataFrame({"path": [f"{i}.png" for i in range(200)], "own": noise}))
+    with pytest.raises(OutputError, match=f"{name}: no space left on the device"):
+        write_manifest(Manifest(small_disk, table), small_disk / name)
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_device_that_is_full_is_said(tmp_path):

@@ -136,7 +136,7 @@ def test_the_name_tells_the_class_where_there_is_no_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "ending",
-    "png PNG jpg JPG jpeg Jpeg tif TIFF bmp BMP webp WebP".split(),
+    ["png", "PNG", "jpg", "JPG", "jpeg", "Jpeg", "tif", "TIFF", "bmp", "BMP", "webp", "WebP"],
 )
 def test_every_ending_is_read_in_any_case(tmp_path, ending):
     manifest = scan(fill(tmp_path, f"a/1.{ending}"))

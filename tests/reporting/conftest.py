@@ -12,9 +12,9 @@ from lobule.data.audit import Audit, Finding
 from lobule.data.manifest import Manifest, complete, write_manifest
 from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.intervals import Interval
+from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import make_predictions, write_predictions
 from lobule.files import write_json
-from lobule.evaluation.leakage import Leakage
 
 FINDINGS = (
     Finding("few-patients", "warning", "class 'benign' has 4 patients", ()),

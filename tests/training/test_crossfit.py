@@ -112,5 +112,8 @@ def test_more_than_two_classes_have_no_operating_point():
 def test_a_fold_that_holds_all_of_a_class_is_refused():
     manifest, features = cohort(5)
     fold = (manifest.table["label"] == "benign").to_numpy().astype(int)
-    with pytest.raises(DataError, match="without fold 1 only one class is left to learn from"):
+    with pytest.raises(
+        DataError,
+        match=r"without fold 1, 0 patient\(s\) of class 'malignant' are left to learn from",
+    ):
         predict(manifest, features, fold)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -56,40 +56,35 @@ def _torch(network: nn.Module, device: str) -> Engine:
 
 
 def _openvino(network: nn.Module) -> Engine:
-    """Compile one program for each input shape, checked against torch on the first such batch.
+    """Convert once, and check against torch on the first batch of each shape.
 
-    One program for all shapes would be wrong: tracing fixes TensorFlow's "same" padding, which
-    depends on the size.
+    Tracing can turn what depends on the size (padding, above all) into constants; a program that
+    is right at one size may be wrong at the next, so none is trusted unchecked.
     """
     plain = _torch(network, "cpu")
+    agrees: dict[tuple[int, ...], bool] = {}
 
-    @lru_cache(maxsize=16)
-    def compiled(shape: tuple[int, ...]) -> openvino.CompiledModel:
+    @cache
+    def compiled() -> openvino.CompiledModel:
         with warnings.catch_warnings(), torch.no_grad():
             # OpenVINO converts by torch.jit.trace, which torch announces to retire, and which
-            # warns that sizes become constants: they are, one program a shape
+            # warns of every size that might become a constant: that is what the check is for
             warnings.simplefilter("ignore")
-            model = openvino.convert_model(
-                network, example_input=torch.zeros(shape), input=[list(shape)]
-            )
-        return openvino.Core().compile_model(
-            model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        )
-
-    agrees: dict[tuple[int, ...], bool] = {}
+            model = openvino.convert_model(network, example_input=torch.zeros(1, 3, 96, 64))
+        return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(batch: Batch) -> Batch:
         shape = batch.shape
-        if agrees.get(shape, True):
-            features: Batch = compiled(shape)(np.ascontiguousarray(batch))[0]
-            if shape in agrees:
-                return features
+        if not agrees.get(shape, True):
+            return plain(batch)
+        features: Batch = compiled()(np.ascontiguousarray(batch))[0].copy()
+        if shape not in agrees:
             reference = plain(batch)
             error = float(np.abs(features - reference).max() / np.abs(reference).max())
             agrees[shape] = error <= TOLERANCE
-            if agrees[shape]:
-                return features
-            _log.warning("OpenVINO is off by %.2g at shape %s; torch is used", error, shape)
-        return plain(batch)
+            if not agrees[shape]:
+                _log.warning("OpenVINO is off by %.2g at shape %s; torch is used", error, shape)
+                return reference
+        return features
 
     return run

@@ -103,12 +103,8 @@ def out_of_fold(
     folds = np.unique(fold)
     for k in progress(folds, total=len(folds), task="fitting folds"):
         train, test = fold != k, fold == k
-        if len(np.unique(y[train])) < 2:
-            raise DataError(
-                f"without fold {k + 1} only one class is left to learn from",
-                fix="use more folds, or add patients",
-            )
         inside = [g for g, keep in zip(groups, train, strict=True) if keep]
+        _check_enough(y[train], inside, classes, where=f"without fold {k + 1}")
         fitted = fit(
             features.where(train), y[train], inside, n_classes=len(classes), seed=recipe.seed
         )
@@ -126,3 +122,16 @@ def out_of_fold(
     # one answer for all: shares that differ by fold would rank the folds when they are pooled
     found["prior"] = np.tile(np.bincount(y, minlength=len(classes)) / len(y), (len(y), 1))
     return make_predictions(manifest, classes, found, thresholds, source=source)
+
+
+def _check_enough(
+    y: NDArray[np.int64], groups: Sequence[str], classes: Sequence[str], *, where: str
+) -> None:
+    for c, name in enumerate(classes):
+        n = len({group for group, label in zip(groups, y, strict=True) if label == c})
+        if n < 2:
+            raise DataError(
+                f"{where}, {n} patient(s) of class {name!r} are left to learn from; two are "
+                "needed, one to fit on and one to choose the regularisation on",
+                fix="add patients of that class, or use more folds",
+            )

@@ -108,8 +108,8 @@ def _fit_path(
 ) -> list[LinearHead]:
     """Fit one head per strength on the mean features of the views, standardised by weight.
 
-    A ridge penalty does not change under rotation, so the fit runs in the n-dimensional space
-    that the images span (thin SVD) instead of the d-dimensional one; the result is the same.
+    A ridge penalty does not change under rotation, so with fewer images than features the fit
+    runs in the space that the images span.
     """
     x = features.mean(axis=1, dtype=np.float64)
     share = weights / weights.sum()
@@ -117,15 +117,28 @@ def _fit_path(
     scale = np.sqrt(share @ (x - mean) ** 2)
     # a constant feature tells nothing; any scale keeps it at zero
     scale[scale < 1e-8 * max(1.0, float(scale.max()))] = 1.0
-    u, s, vt = np.linalg.svd((x - mean) / scale, full_matrices=False)
+    z = (x - mean) / scale
+    few = len(z) < z.shape[1]
+    basis = _row_space(z) if few else np.eye(z.shape[1])
+    z = z @ basis.T
     heads = []
     for strength in strengths:
-        # lbfgs stops at a relative change, so a smaller problem in tall units needs a fine one
-        model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
-        model.fit(u * s, y, sample_weight=weights)
-        weight = (model.coef_ @ vt) / scale
+        # Newton's steps cost d^3, which with many features and images no longer pays
+        solver = "newton-cholesky" if few else "lbfgs"
+        model = LogisticRegression(C=strength, solver=solver, tol=1e-8, max_iter=10_000)
+        model.fit(z, y, sample_weight=weights)
+        weight = (model.coef_ @ basis) / scale
         heads.append(LinearHead(weight, model.intercept_ - weight @ mean))
     return heads
+
+
+def _row_space(z: Matrix) -> Matrix:
+    """Return orthonormal rows (r, d) that span the rows of z (n, d), by the n x n Gram matrix."""
+    values, vectors = np.linalg.eigh(z @ z.T)
+    # below this share of the largest, squared singular values are rounding error
+    kept = values > 1e-10 * values[-1]
+    basis: Matrix = (vectors[:, kept].T @ z) / np.sqrt(values[kept])[:, None]
+    return basis
 
 
 def _spread(head: LinearHead, y: NDArray[np.int64], n_classes: int) -> LinearHead:
