@@ -27,7 +27,7 @@ _HOMES = {
     "Run": "lobule.run",
     "audit": "lobule.data.audit",
     "demo": "lobule.workflow",
-    "doctor": "lobule.doctor",
+    "doctor": "lobule.checkup",
     "evaluate": "lobule.evaluation.evaluate",
     "leakage": "lobule.workflow",
     "load_model": "lobule.models.bundle",
@@ -74,10 +74,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from lobule.checkup import doctor
     from lobule.data.audit import Audit, audit
     from lobule.data.manifest import Manifest, read_manifest, write_manifest
     from lobule.data.scan import scan
-    from lobule.doctor import doctor
     from lobule.errors import LobuleError
     from lobule.evaluation.evaluate import Evaluation, evaluate
     from lobule.evaluation.intervals import Interval

@@ -1,7 +1,8 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one: text, JSON and tables."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -10,7 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lobule.errors import OutputError, show
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lobule.errors import OutputError, UsageError, show
 
 _REASONS = {
     errno.ENOSPC: ("no space left on the device", "free some space, or write to another place"),
@@ -60,3 +65,34 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def table_kind(path: Path) -> str:
+    """Return ".csv" or ".parquet", by the ending; raises UsageError for another."""
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise UsageError(
+            f"{show(path)} is neither .csv nor .parquet",
+            fix="the ending of the file chooses the format",
+        )
+    return kind
+
+
+def write_table(
+    table: pd.DataFrame, path: Path, *, metadata: dict[bytes, bytes] | None = None
+) -> None:
+    """Write a table as CSV or Parquet by the ending of `path`, atomically.
+
+    metadata: added to that of a Parquet file; CSV has no place for it.
+    """
+    kind = table_kind(path)
+    with replacing(path) as temporary:
+        if kind == ".csv":
+            returns = any("\r" in str(cell) for cell in table.to_numpy().ravel())
+            # Python before 3.13 quotes a line feed, and a carriage return only when told to
+            quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+            table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
+        else:
+            arrow = pa.Table.from_pandas(table, preserve_index=False)
+            both = {**(arrow.schema.metadata or {}), **(metadata or {})}
+            pq.write_table(arrow.replace_schema_metadata(both), temporary)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from lobule.data.scan import scan
 from lobule.data.splits import assign_folds, assign_parts, check_disjoint, merge_linked_groups
 from lobule.errors import DataError, UsageError, name_some
 from lobule.evaluation.evaluate import Evaluation, evaluate
+from lobule.evaluation.intervals import Interval
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Level, Predictions, make_predictions, write_predictions
 from lobule.evaluation.thresholds import OperatingPoint
@@ -114,7 +116,7 @@ def split(
     if resplit:
         manifest = manifest.with_columns(split=None)
     given = manifest.table["split"].notna().any()
-    if given:
+    if given and "patient-in-two-splits" not in allow:
         check_disjoint(manifest.table)
     ready = prepare(manifest, allow=allow, progress=progress)
     if given:
@@ -165,7 +167,7 @@ def train(
     unit = "patient" if learn.manifest.patients_known else "image (patients unknown)"
     oof = out_of_fold(
         learn.manifest, seen, fold, learn.groups.tolist(), recipe,
-        source=f"pooled out-of-fold predictions of {recipe.folds} {unit} folds",
+        source=f"pooled out-of-fold predictions of {fold.max() + 1} {unit} folds",
         progress=progress,
     )  # fmt: skip
     fitted, points = fit_final(learn, seen, oof, recipe)
@@ -350,10 +352,18 @@ def _performance(evaluation: Evaluation) -> dict[str, Any]:
             {
                 "level": level,
                 "name": name,
-                "text": f"{i.estimate:.3f} ({i.low:.3f} to {i.high:.3f})",
+                "text": _told(i),
                 **i.to_json(),
             }
             for name, i in chosen.items()
         ]
     who = f"{evaluation.n_patients} patients" if evaluation.patients_known else "patients unknown"
     return {"source": f"{evaluation.source}: {evaluation.n_images} images, {who}", "rows": rows}
+
+
+def _told(interval: Interval) -> str:
+    if isnan(interval.estimate):
+        return f"undefined: {interval.reason}"
+    if isnan(interval.low):
+        return f"{interval.estimate:.3f} (no interval: {interval.reason})"
+    return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -153,7 +154,7 @@ def test_predict_skips_unreadable_images_with_exit_code_5(finished_run, tissue, 
         (["scan", "{tmp}"], 3, "error: no images in {tmp}: looked for"),
         (["audit", "{images}", "--allow", "magic"], 2, "--allow 'magic' is not a finding"),
         (["train", "{images}", "-o", "{tmp}/r", "--folds", "1"], 2, "--folds must be 2 or more"),
-        (["train", "{images}", "-o", "{tmp}/r", "--backbone", "resnet51"], 4, "no backbone is called"),
+        (["train", "{images}", "-o", "{tmp}/r", "--backbone", "resnet51"], 4, "no backbone"),
         (["train", "{images}", "-o", "{tmp}/r", "--weights", "{tmp}/w"], 2, "no such file"),
         (["train", "{images}"], 2, "Missing option '-o'"),
         (["predict", "{tmp}", "{images}"], 4, "is not a model folder: cannot read model.json"),
@@ -191,6 +192,23 @@ def test_one_patient_in_a_class_is_refused(tissue, tmp_path):
     ended = call("train", tmp_path / "d", "-o", tmp_path / "r")
     assert ended.exit_code == 3
     assert "class 'malignant' has one patient (P" in ended.stderr
+
+
+def test_names_of_any_kind_go_through_to_the_report(tissue, tmp_path):
+    folder = tmp_path / "bilder ü\n"
+    shutil.copytree(tissue.images, folder)
+    for i, file in enumerate(sorted(folder.rglob("*.png"))[:6]):
+        odd = ("ü", "a\nb", "a\rb", 'say "x", y', "<script>alert(1)<", "=1+1")[i]
+        file.rename(file.with_name(f"{file.stem}_{odd}.png"))
+    run = tmp_path / "run"
+    trained = call("train", folder, "-o", run, "--folds", 3, "--size", 96)
+    assert trained.exit_code == 0, trained.stderr
+    assert "<script>alert" not in (run / "report.html").read_text(encoding="utf-8")
+    predicted = tmp_path / "p.csv"
+    assert call("predict", run / "model", folder, "-o", predicted).exit_code == 0
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+    with predicted.open(newline="", encoding="utf-8") as rows:
+        assert sorted(row["path"] for row in csv.DictReader(rows)) == files
 
 
 def test_an_output_folder_in_use_is_refused_and_left_alone(tissue, tmp_path):
@@ -251,7 +269,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tissue, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; what was finished is kept" in err
+    assert "interrupted; features that were finished are kept" in err
     assert "Traceback" not in err
     done = len(list(cache.rglob("*.npz")))
     assert done < 48

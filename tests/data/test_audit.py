@@ -448,6 +448,7 @@ def test_warnings_stop_nothing(folder):
 def test_an_audit_is_plain_json(folder):
     (folder / "notes.txt").write_text("x")
     assert json.loads(json.dumps(audit(scan(folder)).to_json())) == {
+        "schema": "lobule.audit/1",
         "findings": [
             {
                 "code": "skipped",

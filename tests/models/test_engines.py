@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,3 +56,12 @@ def test_engine_says_its_name():
     assert make_engine(network, "openvino")[0] == "openvino-cpu"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert make_engine(network, "torch")[0] == f"torch-{device}"
+
+
+def test_openvino_is_kept_from_reporting_its_use():
+    code = (
+        "import sys; from lobule.models.engines import _import_openvino; _import_openvino(); "
+        "print([m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

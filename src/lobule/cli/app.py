@@ -135,7 +135,7 @@ def audit(
     manifest = load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar)
     found = run(manifest, progress=bar)
     blocking = found.blocking(allow or [])
-    record = {"schema": "lobule.audit/1", **found.to_json(), "blocked": bool(blocking)}
+    record = {**found.to_json(), "blocked": bool(blocking)}
     emit(texts.audit_text(found), record, as_json=json)
     if blocking:
         raise typer.Exit(3)
@@ -330,7 +330,7 @@ def demo(
 @app.command(epilog="Example: lobule doctor")
 def doctor(json: Json = False) -> None:
     """Say what is installed, what is missing, and how to mend it; exit code 1 if something is."""
-    from lobule.doctor import doctor as run
+    from lobule.checkup import doctor as run
 
     checks = run()
     record: dict[str, Any] = {"schema": "lobule.doctor/1", "checks": [vars(c) for c in checks]}

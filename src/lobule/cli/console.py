@@ -35,7 +35,9 @@ class Verbs(TyperGroup):
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            say("interrupted; what was finished is kept, run the same command again to go on")
+            say(
+                "interrupted; features that were finished are kept, `lobule train` goes on from there"
+            )
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # the reader of our output has left, as in `lobule scan DIR | head`

@@ -11,9 +11,9 @@ import pandas as pd
 from lobule.errors import show
 
 if TYPE_CHECKING:
+    from lobule.checkup import Check
     from lobule.data.audit import Audit
     from lobule.data.manifest import Manifest
-    from lobule.doctor import Check
     from lobule.evaluation.evaluate import Evaluation
     from lobule.evaluation.intervals import Interval
     from lobule.evaluation.leakage import Leakage

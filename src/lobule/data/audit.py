@@ -23,6 +23,8 @@ from lobule.data.manifest import Manifest, Skipped
 from lobule.errors import DataError, ImageError, UsageError, name_some, show
 from lobule.progress import Progress, no_progress
 
+SCHEMA = "lobule.audit/1"
+
 Severity = Literal["blocking", "warning", "note"]
 
 OVERRIDABLE = {
@@ -66,7 +68,7 @@ class Audit:
         """Return plain types, without the row pairs (the findings name the files)."""
         fields = asdict(self)
         del fields["duplicates"]
-        return fields
+        return {"schema": SCHEMA, **fields}
 
 
 def check_allowed(codes: Sequence[str]) -> None:

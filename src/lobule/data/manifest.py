@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 from lobule.data.images import read_file, read_header
 from lobule.data.layouts import parse_magnification
-from lobule.errors import DataError, ImageError, UsageError, name_some, show
-from lobule.files import replacing
+from lobule.errors import DataError, ImageError, name_some, show
+from lobule.files import table_kind, write_table
 
 SCHEMA: dict[str, str] = {
     "path": "string",  # below the manifest's root, with forward slashes
@@ -157,23 +156,12 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     Parquet remembers the root; of a CSV the reader must be told (`root`), unless it lies there.
     Raises UsageError for another ending, OutputError if the place cannot be written.
     """
-    kind = _kind(path)
-    with replacing(path) as temporary:
-        if kind == ".csv":
-            table = manifest.table.assign(
-                magnification=manifest.table["magnification"].map("{:g}".format, na_action="ignore")
-            )
-            returns = any("\r" in str(cell) for cell in table.to_numpy().ravel())
-            # Python before 3.13 quotes a line feed, and a carriage return only when told to
-            quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-            table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
-        else:
-            arrow = pa.Table.from_pandas(manifest.table, preserve_index=False)
-            root = os.fsencode(manifest.root.resolve())
-            pq.write_table(
-                arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _ROOT_KEY: root}),
-                temporary,
-            )
+    table = manifest.table
+    if table_kind(path) == ".csv":
+        text = table["magnification"].map("{:g}".format, na_action="ignore")
+        table = table.assign(magnification=text)
+    root = os.fsencode(manifest.root.resolve())
+    write_table(table, path, metadata={_ROOT_KEY: root})
 
 
 def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
@@ -184,7 +172,7 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     Raises DataError if it cannot be read, lacks `path` (in any row), names a file twice, or if
     no image is found below the root.
     """
-    kind = _kind(path)
+    kind = table_kind(path)
     stored: Path | None = None
     try:
         if kind == ".csv":
@@ -248,13 +236,3 @@ def _find_root(path: Path, table: pd.DataFrame, root: Path | None) -> Path:
         f"the images of {show(path)} are not below {show(candidates[0])}: no {show(first)} there",
         fix="name the folder that the paths start from with --root DIR",
     )
-
-
-def _kind(path: Path) -> str:
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet"):
-        raise UsageError(
-            f"{show(path)} is neither .csv nor .parquet",
-            fix="the ending of the file chooses the format",
-        )
-    return kind

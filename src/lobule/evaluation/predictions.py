@@ -26,8 +26,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lobule.data.manifest import Manifest, class_indices
-from lobule.errors import DataError, UsageError, name_some, show
-from lobule.files import replacing
+from lobule.errors import DataError, name_some, show
+from lobule.files import table_kind, write_table
 
 Level = Literal["image", "slide", "patient"]
 
@@ -117,17 +117,8 @@ def decide(
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
-    """Write Parquet or CSV by the ending of `path`, atomically; CSV keeps 17 digits."""
-    with replacing(path) as temporary:
-        if path.suffix.lower() == ".csv":
-            predictions.table.to_csv(temporary, index=False, lineterminator="\n")
-        elif path.suffix.lower() == ".parquet":
-            predictions.table.to_parquet(temporary, index=False)
-        else:
-            raise UsageError(
-                f"{show(path)} is neither .csv nor .parquet",
-                fix="the ending of the file chooses the format",
-            )
+    """Write Parquet or CSV by the ending of `path`, atomically, floats to the last digit."""
+    write_table(predictions.table, path)
 
 
 def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predictions:
@@ -137,7 +128,7 @@ def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predict
     do not sum to 1, or if labels are missing or unknown to the model.
     """
     try:
-        if path.suffix.lower() == ".csv":
+        if table_kind(path) == ".csv":
             text = dict.fromkeys(("path", "label", "patient", "slide", "subtype"), "string")
             table = pd.read_csv(path, dtype=text)
         else:

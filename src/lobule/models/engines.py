@@ -7,13 +7,13 @@ takes a sixth of the processor time in the same fp32 (docs/decisions/0004-openvi
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -61,17 +61,21 @@ def _openvino(network: nn.Module) -> Engine:
     Tracing can turn what depends on the size (padding, above all) into constants; a program that
     is right at one size may be wrong at the next, so none is trusted unchecked.
     """
+    openvino = _import_openvino()
     plain = _torch(network, "cpu")
     agrees: dict[tuple[int, ...], bool] = {}
 
     @cache
-    def compiled() -> openvino.CompiledModel:
+    def compiled() -> Callable[[Batch], Any]:
         with warnings.catch_warnings(), torch.no_grad():
             # OpenVINO converts by torch.jit.trace, which torch announces to retire, and which
             # warns of every size that might become a constant: that is what the check is for
             warnings.simplefilter("ignore")
             model = openvino.convert_model(network, example_input=torch.zeros(1, 3, 96, 64))
-        return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        program: Callable[[Batch], Any] = openvino.Core().compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        return program
 
     def run(batch: Batch) -> Batch:
         shape = batch.shape
@@ -88,3 +92,12 @@ def _openvino(network: nn.Module) -> Engine:
         return features
 
     return run
+
+
+def _import_openvino() -> Any:  # noqa: ANN401  a module without types
+    # OpenVINO reports each conversion to its maker unless its telemetry package is absent; nothing
+    # about a user's work may leave the machine.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino

@@ -50,6 +50,9 @@ def count(n: int, unit: str) -> str:
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
     """Return a number with a true minus sign, and no minus before a zero."""
     text = f"{value:{'+' if signed else ''}.{digits}f}"
+    if abs(float(text)) == 1 > abs(value):
+        # 0.996 is not 1.00: rounding must not claim perfection
+        text = f"{value:{'+' if signed else ''}.{digits + 1}f}"
     if float(text) == 0:
         text = text.replace("-", "+" if signed else "")
     return text.replace("-", "\u2212")

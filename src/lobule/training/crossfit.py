@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from lobule.data.manifest import Manifest, class_indices
 from lobule.errors import DataError
@@ -44,10 +45,13 @@ def fit(
     seed: int = 0,
 ) -> Fitted:
     """Fit the head and both baselines on the given images; arguments as `fit_head`."""
-    tissue = fit_head(features.views, y, groups, n_classes=n_classes, seed=seed)
+    # many small factorisations: several threads would spend their time waiting for each other
+    with threadpool_limits(1, user_api="blas"):
+        tissue = fit_head(features.views, y, groups, n_classes=n_classes, seed=seed)
+        colour = fit_plain(features.colour, y, groups, n_classes=n_classes)
     heads = Heads(
         tissue=tissue.head,
-        colour=fit_plain(features.colour, y, groups, n_classes=n_classes),
+        colour=colour,
         prior=np.bincount(y, minlength=n_classes) / len(y),
     )
     return Fitted(heads, tissue.strength, tissue.inner)

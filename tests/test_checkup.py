@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lobule.doctor import PACKAGES, check_torch_pair, doctor
+from lobule.checkup import PACKAGES, check_torch_pair, doctor
 
 
 def test_everything_is_well_where_the_tests_run():
