@@ -80,9 +80,9 @@ def test_identifiers_of_drawings_do_not_meet_and_all_references_lead_somewhere()
 def test_the_leakage_drawing_names_every_estimate_and_bound_in_words_and_on_paper():
     svg = DRAWINGS["leakage"]()
     wanted = [
-        "random images: 0.98 (0.95 to 0.99)",
-        "slides: 0.90 (0.80 to 0.95)",
-        "patients: 0.70 (0.45 to 0.90)",
+        "random images: 0.980 (0.950 to 0.990)",
+        "slides: 0.900 (0.800 to 0.950)",
+        "patients: 0.700 (0.450 to 0.900)",
     ]
     assert [text for text in texts(svg) if ":" in text] == wanted
     label = ET.fromstring(svg).attrib["aria-label"]
@@ -94,7 +94,7 @@ def test_an_undefined_row_is_left_out_and_a_missing_interval_is_no_line():
     nan = float("nan")
     auc = {"image": Interval(0.9, nan, nan, 0, 0, "one"), "patient": Interval(nan, nan, nan, 0, 0)}
     shown = [text for text in texts(leakage_figure(auc, LABELS)) if ":" in text]
-    assert shown == ["random images: 0.90"]
+    assert shown == ["random images: 0.900"]
 
 
 def test_the_roc_drawing_tells_the_sensitivities_of_scikit_learn():

@@ -259,8 +259,8 @@ def _mark(axes: Axes, point: tuple[float, float] | None) -> None:
 
 def _figure(value: Interval) -> str:
     if not np.isfinite(value.low):
-        return f"{value.estimate:.2f}"
-    return f"{value.estimate:.2f} ({value.low:.2f} to {value.high:.2f})"
+        return f"{value.estimate:.3f}"
+    return f"{value.estimate:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
