@@ -71,7 +71,7 @@ class Manifest:
     @property
     def groups(self) -> pd.Series[str]:
         """What must stay together: the patient, or the image itself where that is unknown."""
-        return self.table["patient"].fillna("image:" + self.table["path"])
+        return groups_of(self.table)
 
     @property
     def patients_known(self) -> bool:
@@ -106,6 +106,11 @@ def order_classes(labels: Sequence[str]) -> tuple[str, ...]:
     """
     positive = ("malignant", "tumor", "tumour", "cancer", "positive")
     return tuple(sorted(set(labels), key=lambda label: (label.lower() in positive, label)))
+
+
+def groups_of(table: pd.DataFrame) -> pd.Series[str]:
+    """Return the patient of each row, or a name of the image's own where that is unknown."""
+    return table["patient"].fillna("image:" + table["path"])
 
 
 def class_indices(labels: pd.Series[str], classes: Sequence[str]) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lobule.data.manifest import Manifest, class_indices
+from lobule.data.manifest import Manifest, class_indices, groups_of
 from lobule.errors import DataError, name_some, show
 from lobule.files import table_kind, write_table
 
@@ -72,7 +72,7 @@ class Predictions:
     @property
     def groups(self) -> pd.Series[str]:
         """The patient of each image, or the image itself where that is unknown."""
-        return self.table["patient"].fillna("image:" + self.table["path"])
+        return groups_of(self.table)
 
     @property
     def patients_known(self) -> bool:
@@ -199,7 +199,7 @@ def at_level(predictions: Predictions, level: Level) -> Predictions:
         return predictions
     table = predictions.table
     own = "image:" + table["path"]
-    patient = table["patient"].fillna(own)
+    patient = groups_of(table)
     unit = patient + "/" + table["slide"].fillna(own) if level == "slide" else patient
     numeric = [c for c in table.columns if c.startswith(tuple(f"{kind}_" for kind in KINDS))]
     thresholds = [c for c in table.columns if c.startswith("threshold")]
