@@ -21,7 +21,7 @@ import lobule
 from lobule import errors
 from lobule.cli import console
 from lobule.cli.app import app
-from lobule.data.audit import OVERRIDABLE
+from lobule.data.findings import OVERRIDABLE
 from lobule.data.manifest import SCHEMA
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -12,11 +12,11 @@ import pytest
 from lobule.data.cohort import write_tissue
 from lobule.data.manifest import read_manifest, write_manifest
 from lobule.data.scan import scan
-from lobule.errors import DataError, LeakageError, UsageError
+from lobule.errors import DataError, LeakageError, OutputError, UsageError
 from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.predictions import read_predictions
 from lobule.training.recipe import Recipe
-from lobule.workflow import demo, held_out_rows, prepare, split, train
+from lobule.workflow import demo, held_out_rows, load_data, prepare, split, train
 
 SMALL = Recipe(folds=3, long_side_px=96)
 
@@ -219,6 +219,67 @@ def test_test_part_wins_over_validation(splits):
 def test_shares_and_folds_exclude_each_other(tissue):
     with pytest.raises(UsageError, match="give either shares or folds"):
         split(tissue.images)
+
+
+def test_patients_who_all_have_both_classes_run_through_without_a_patient_threshold(
+    tissue, tmp_path
+):
+    """As in IDC patches: every patient has tissue of both classes, so none is negative."""
+    folder = tmp_path / "mixed"
+    for i, row in enumerate(tissue.truth.itertuples()):
+        label = "10"[i % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(tissue.images / row.path, folder / label)
+    run = train(folder, tmp_path / "run", recipe=SMALL)
+    assert set(run.model.info.operating_points) == {"image"}
+    assert run.model.info.classes == ("0", "1")
+    assert "no threshold could be chosen at this level" in (run.folder / "report.html").read_text()
+
+
+def test_a_class_that_only_the_held_out_part_has_is_refused_before_the_work(splits, tmp_path):
+    manifest = scan(splits.images)
+    label = manifest.table["label"].where(manifest.table["split"] == "train", "third")
+    with pytest.raises(DataError, match="no image of class third was there to learn from"):
+        train(manifest.with_columns(label=label), tmp_path / "run", recipe=SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_patients_are_refused_before_the_work(tissue, tmp_path):
+    folder = tmp_path / "few"
+    patients = tissue.truth.groupby("label")["patient"].unique()
+    for row in tissue.truth.itertuples():
+        if row.patient in patients[row.label][:2]:
+            (folder / row.label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(tissue.images / row.path, folder / row.label)
+    with pytest.raises(DataError, match=r"1 patient\(s\) of class 'benign' are left to learn from"):
+        train(folder, tmp_path / "run", recipe=SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_positive_class_can_be_named(tissue, tmp_path):
+    manifest = load_data(tissue.images, positive="benign")
+    assert manifest.classes == ("malignant", "benign")
+    assert manifest.where(manifest.table["label"] == "benign").positive == "benign"
+    with pytest.raises(UsageError, match="--positive 'sick' is no class of the images"):
+        load_data(tissue.images, positive="sick")
+
+
+def test_an_unfinished_run_of_another_split_is_not_taken_up(tissue, tmp_path):
+    one = split(tissue.images, shares={"train": 0.6, "test": 0.4}, seed=1)
+    two = split(tissue.images, shares={"train": 0.6, "test": 0.4}, seed=2)
+    train(one, tmp_path / "run", recipe=SMALL)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "state": "incomplete"}))
+    with pytest.raises(OutputError, match="an unfinished run of other data or settings"):
+        train(two, tmp_path / "run", recipe=SMALL)
+
+
+def test_folds_with_holes_are_refused(tissue, tmp_path):
+    made = split(tissue.images, folds=3)
+    fold = made.table["fold"].astype("Int64")
+    fold.iloc[2] = pd.NA
+    with pytest.raises(DataError, match=r"1 image\(s\) have no fold: benign/"):
+        train(made.with_columns(fold=fold), tmp_path / "run", recipe=SMALL)
 
 
 @pytest.mark.slow

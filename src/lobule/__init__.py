@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Audit": "lobule.data.audit",
+    "Audit": "lobule.data.findings",
     "Evaluation": "lobule.evaluation.evaluate",
     "Interval": "lobule.evaluation.intervals",
     "Leakage": "lobule.evaluation.leakage",
@@ -75,7 +75,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lobule.checkup import doctor
-    from lobule.data.audit import Audit, audit
+    from lobule.data.audit import audit
+    from lobule.data.findings import Audit
     from lobule.data.manifest import Manifest, read_manifest, write_manifest
     from lobule.data.scan import scan
     from lobule.errors import LobuleError

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lobule.data.audit import Audit
+from lobule.data.findings import Audit
 from lobule.errors import OutputError, show
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.leakage import Leakage
@@ -50,7 +50,7 @@ def refuse_taken(out: Path) -> dict[str, Any] | None:
     if state != "incomplete":
         raise OutputError(
             f"the output folder {show(out)} already holds a finished run",
-            fix="choose another -o; nothing there was touched",
+            fix="choose another -o; nothing there was touched (`lobule report RUN` makes the page)",
         )
     return dict(record)
 

@@ -15,12 +15,12 @@ A run folder holds what each stage wrote, so that each can be inspected and made
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lobule import __version__
-from lobule.data.audit import Audit, audit, require_clean
+from lobule.data.audit import audit
 from lobule.data.cohort import write_tissue
-from lobule.data.manifest import Manifest, class_indices, read_manifest, write_manifest
+from lobule.data.findings import Audit, require_clean
+from lobule.data.manifest import (
+    Manifest,
+    class_indices,
+    order_classes,
+    read_manifest,
+    write_manifest,
+)
 from lobule.data.scan import scan
 from lobule.data.splits import assign_folds, assign_parts, check_disjoint, merge_linked_groups
 from lobule.errors import DataError, UsageError, name_some
 from lobule.evaluation.evaluate import Evaluation, evaluate
-from lobule.evaluation.intervals import Interval
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Level, Predictions, make_predictions, write_predictions
 from lobule.evaluation.thresholds import OperatingPoint
@@ -46,7 +52,7 @@ from lobule.models.classifier import Features
 from lobule.progress import Progress, no_progress
 from lobule.reporting.report import report
 from lobule.run import Run, claim, complete, refuse_taken
-from lobule.training.crossfit import Fitted, fit, operating_points, out_of_fold
+from lobule.training.crossfit import Fitted, check_folds, fit, operating_points, out_of_fold
 from lobule.training.features import embed
 from lobule.training.leakage import measure_leakage
 from lobule.training.recipe import Recipe
@@ -70,9 +76,17 @@ def load_data(
     pattern: str | None = None,
     metadata: Path | None = None,
     root: Path | None = None,
+    positive: str | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Return the manifest of a folder (scanned), of a manifest file (read), or as given."""
+    """Return the manifest of a folder (scanned), of a manifest file (read), or as given.
+
+    positive: the class that sensitivity refers to, where names do not tell.
+    """
+    if positive is not None:
+        manifest = load_data(data, pattern=pattern, metadata=metadata, root=root, progress=progress)
+        order_classes(manifest.classes, positive)
+        return replace(manifest, positive=positive)
     if isinstance(data, Manifest):
         return data
     if data.suffix.lower() in (".csv", ".parquet") and not data.is_dir():
@@ -150,20 +164,21 @@ def train(
     recipe = recipe or Recipe()
     refuse_taken(out)
     manifest = load_data(data, progress=progress)
-    request = {"recipe": recipe.to_json(), "data_hash": manifest.data_hash, "allow": sorted(allow)}
     ready = prepare(manifest, allow=allow, progress=progress)
-    claim(out, request)
 
+    # all that can be refused is refused before the long work and before `out` is taken
+    held_out = held_out_rows(ready.manifest)
+    learn = Prepared(ready.manifest.where(~held_out), ready.groups[~held_out], ready.audit)
+    classes = learn.manifest.classes
+    class_indices(ready.manifest.table["label"], classes)
+    fold = _folds(learn, recipe)
+    check_folds(learn.manifest, fold, learn.groups.tolist())
     backbone = load_backbone(recipe.backbone, weights=recipe.weights)
     prep = recipe.preprocessing(backbone, ready.manifest)
-    features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
+    claim(out, _request(manifest, recipe, allow))
 
-    held_out = held_out_rows(ready.manifest)
-    if "patient-in-two-splits" not in allow:
-        check_disjoint(ready.manifest.table)
-    learn = Prepared(ready.manifest.where(~held_out), ready.groups[~held_out], ready.audit)
+    features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
     seen = features.where(~held_out)
-    fold = _folds(learn, recipe)
     unit = "patient" if learn.manifest.patients_known else "image (patients unknown)"
     oof = out_of_fold(
         learn.manifest, seen, fold, learn.groups.tolist(), recipe,
@@ -187,10 +202,12 @@ def train(
             source=f"held-out {part.table['split'].iloc[0]} part",
         )
         write_predictions(oof, out / "out_of_fold.parquet")
+    else:
+        (out / "out_of_fold.parquet").unlink(missing_ok=True)
     evaluation = evaluate(predictions, seed=recipe.seed)
     leakage = measure_leakage(
         learn.manifest, seen, learn.groups.tolist(), recipe,
-        long_side_px=prep.long_side_px, progress=progress,
+        patient_folds=oof, long_side_px=prep.long_side_px, progress=progress,
     )  # fmt: skip
     model = replace(model, info=replace(model.info, performance=_performance(evaluation)))
 
@@ -290,13 +307,31 @@ def versions() -> dict[str, str]:
     }
 
 
+def _request(manifest: Manifest, recipe: Recipe, allow: Sequence[str]) -> dict[str, Any]:
+    """Return what makes two runs the same: settings, images, and who and where they are."""
+    columns = [c for c in ("path", "label", "patient", "slide", "split", "fold")
+               if c in manifest.table]  # fmt: skip
+    rows = manifest.table[columns].to_csv(index=False).encode()
+    return {
+        "recipe": recipe.to_json(),
+        "positive": manifest.positive,
+        "data_hash": manifest.data_hash,
+        "table_sha256": hashlib.sha256(rows).hexdigest(),
+        "allow": sorted(allow),
+    }
+
+
 def _folds(learn: Prepared, recipe: Recipe) -> NDArray[np.int64]:
     """Deal the folds, or take those that the manifest brings (column `fold`), checked."""
     table = learn.manifest.table
     if "fold" not in table:
         labels = table["label"].tolist()
         return assign_folds(labels, learn.groups.tolist(), folds=recipe.folds, seed=recipe.seed)
-    check_disjoint(table, column="fold")
+    if table["fold"].isna().any():
+        lost = table["path"][table["fold"].isna()].tolist()
+        raise DataError(f"{len(lost)} image(s) have no fold: {name_some(lost)}")
+    # copies under two patients count as one group, which folds made by hand may not know
+    check_disjoint(table.assign(patient=learn.groups), column="fold")
     return np.unique(table["fold"], return_inverse=True)[1].astype(np.int64)
 
 
@@ -352,18 +387,10 @@ def _performance(evaluation: Evaluation) -> dict[str, Any]:
             {
                 "level": level,
                 "name": name,
-                "text": _told(i),
+                "text": i.told(),
                 **i.to_json(),
             }
             for name, i in chosen.items()
         ]
     who = f"{evaluation.n_patients} patients" if evaluation.patients_known else "patients unknown"
     return {"source": f"{evaluation.source}: {evaluation.n_images} images, {who}", "rows": rows}
-
-
-def _told(interval: Interval) -> str:
-    if isnan(interval.estimate):
-        return f"undefined: {interval.reason}"
-    if isnan(interval.low):
-        return f"{interval.estimate:.3f} (no interval: {interval.reason})"
-    return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lobule.data.audit import OVERRIDABLE, audit, check_allowed, require_clean
+from lobule.data.audit import audit
+from lobule.data.findings import OVERRIDABLE, check_allowed, require_clean
 from lobule.data.images import dihedral_view
 from lobule.data.manifest import Manifest
 from lobule.data.scan import scan
@@ -18,6 +19,9 @@ from lobule.errors import DataError, UsageError
 
 EVERY_CODE = {
     "unreadable",
+    "changed",
+    "empty-folder",
+    "one-image-a-patient",
     "no-class",
     "one-class",
     "unbalanced",
@@ -461,3 +465,29 @@ def test_an_audit_is_plain_json(folder):
         "n_patients": 10,
         "patients_known": True,
     }
+
+
+def test_class_folders_without_an_image_are_named(folder):
+    (folder / "third").mkdir()
+    (folder / "fourth").mkdir()
+    (folder / "fourth" / "slide.svs").write_text("x")
+    finding = found(folder)["empty-folder"]
+    assert finding.severity == "warning"
+    assert finding.message == "2 class folder(s) hold no image: fourth/, third/"
+
+
+def test_a_file_that_changed_since_the_scan_blocks(folder, picture):
+    manifest = scan(folder)
+    picture("benign/patient-b3_1.png", seed=99)
+    (finding,) = audit(manifest).findings
+    assert (finding.code, finding.severity) == ("changed", "blocking")
+    assert finding.files == ("benign/patient-b3_1.png",)
+
+
+def test_one_image_for_every_one_of_many_patients_is_a_note(folder, picture):
+    for i in range(20):
+        picture(f"benign/patient-c{i}_1.png", seed=200 + i)
+        picture(f"malignant/patient-n{i}_1.png", seed=300 + i)
+    assert found(folder)["one-image-a-patient"].severity == "note"
+    picture("benign/patient-c0_2.png", seed=400)
+    assert found(folder) == {}

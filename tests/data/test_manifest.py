@@ -101,7 +101,7 @@ def test_any_text_survives_in_names_and_in_columns(tmp_path, ending, rows):
     columns = dict(zip(["path", "label", "patient", "own"], zip(*rows, strict=True), strict=False))
     if not rows:
         columns = {"path": [], "label": [], "patient": [], "own": []}
-    written = table(**{name: list(values) for name, values in columns.items()}, sha256="0")
+    written = table(**{name: list(values) for name, values in columns.items()}, sha256="0" * 64)
     written = written.astype({"own": "string"})
     path = tmp_path / "m" / f"m{ending}"
     for name in written["path"]:
@@ -176,11 +176,11 @@ def test_a_manifest_made_by_hand_needs_paths_only_and_gets_the_rest_from_the_ima
 
 def test_measures_given_for_some_images_are_kept_and_the_others_measured(folder):
     (folder / "m.csv").write_text(
-        "path,sha256,width\nbenign/007_a.png,abc,1\nmalignant/ä組.png,,1\n"
+        f"path,sha256,width\nbenign/007_a.png,{'a' * 64},1\nmalignant/ä組.png,,1\n"
     )
     read = read_manifest(folder / "m.csv").table
     assert read["sha256"].tolist() == [
-        "abc",
+        "a" * 64,
         hashlib.sha256((folder / "malignant/ä組.png").read_bytes()).hexdigest(),
     ]
     assert read["width"].tolist() == [1, 11]
@@ -351,3 +351,39 @@ def test_measures_are_of_the_file(tmp_path):
         "width": None,
         "height": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (["benign", "malignant"], "malignant"),
+        (["0", "1"], "1"),
+        (["IDC", "non-IDC"], "IDC"),
+        (["carcinoma", "normal"], "carcinoma"),
+        (["cancerous", "healthy"], "cancerous"),
+        (["Negative", "Positive"], "Positive"),
+        (["no_tumor", "tumor"], "tumor"),
+        (["a", "b"], "b"),
+    ],
+)
+def test_the_class_that_means_disease_is_positive(labels, positive):
+    assert order_classes(labels)[-1] == positive
+    assert order_classes(reversed(labels))[-1] == positive
+
+
+def test_a_split_written_by_hand_is_understood_or_refused():
+    assert table(path=["a", "b", "c"], split=["Train", " val", "TEST"])["split"].tolist() == [
+        "train", "validation", "test",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="column 'split' holds holdout, which is no part"):
+        table(path=["a"], split=["holdout"])
+
+
+def test_blanks_around_a_name_make_no_second_patient():
+    assert table(path=["a", "b"], patient=["P1", "P1 "])["patient"].nunique() == 1
+
+
+def test_a_hash_that_would_leave_the_cache_folder_is_refused(folder):
+    (folder / "m.csv").write_text("path,sha256\nbenign/007_a.png,../../evil\n")
+    with pytest.raises(DataError, match=r"holds \.\./\.\./evil, which is no SHA-256"):
+        read_manifest(folder / "m.csv")

@@ -134,3 +134,67 @@ def test_another_ending_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(UsageError, match=r"p\.xlsx is neither \.csv nor \.parquet"):
         write_predictions(predictions(), tmp_path / "p.xlsx")
     assert list(tmp_path.iterdir()) == []
+
+
+def other_tool(tmp_path, text: str):
+    (tmp_path / "p.csv").write_text(text)
+    return tmp_path / "p.csv"
+
+
+def test_columns_of_another_tool_may_stand_in_any_order(tmp_path):
+    file = other_tool(
+        tmp_path,
+        "path,label,patient,prob_malignant,prob_benign,prior_treatment\n"
+        "a,malignant,1,0.9,0.1,none\nb,benign,2,0.3333,0.6667,yes\n",
+    )
+    found = read_predictions(file)
+    assert found.classes == ("benign", "malignant")
+    assert found.y.tolist() == [1, 0]
+    assert at_level(found, "patient").table["prob_malignant"].tolist() == [0.9, 0.3333]
+
+
+def test_numbers_and_the_word_na_can_be_labels_and_patients(tmp_path):
+    first = predictions(label=["0", "NA", "NA", "0", "0", "NA"], patient=["007"] * 6)
+    table = first.table.rename(columns={"prob_benign": "prob_0", "prob_malignant": "prob_NA"})
+    for ending in ("csv", "parquet"):
+        file = tmp_path / f"p.{ending}"
+        write_predictions(type(first)(table, ("0", "NA")), file)
+        back = read_predictions(file)
+        assert back.table["label"].tolist() == table["label"].tolist()
+        assert set(back.table["patient"]) == {"007"}
+
+
+def test_an_image_named_twice_is_refused(tmp_path):
+    file = other_tool(tmp_path, "path,label,prob_a,prob_b\nx,a,1,0\nx,a,1,0\n")
+    with pytest.raises(DataError, match=r"names 1 image\(s\) twice: x"):
+        read_predictions(file)
+
+
+def test_a_probability_that_is_no_number_is_refused(tmp_path):
+    file = other_tool(tmp_path, "path,label,prob_a,prob_b\nx,a,n/x,0\n")
+    with pytest.raises(DataError, match="a probability is no number"):
+        read_predictions(file)
+
+
+def test_the_table_keeps_a_patient_that_the_manifest_does_not_know(tmp_path):
+    first = predictions()
+    write_predictions(first, tmp_path / "p.csv")
+    manifest = Manifest(Path(), complete(first.table[["path", "label"]]))
+    back = read_predictions(tmp_path / "p.csv", manifest=manifest)
+    assert back.table["patient"].tolist()[:5] == ["A", "A", "A", "B", "B"]
+
+
+def test_names_with_a_slash_do_not_merge_slides():
+    found = predictions(patient=["P", "P/x", "P", "P", "P", "P"], slide=["x/1", "1"] + ["2"] * 4)
+    assert len(at_level(found, "slide")) == 3
+
+
+def test_of_three_classes_a_patient_has_the_commonest():
+    rows = {
+        "path": ["1", "2", "3"], "label": ["invasive", "invasive", "normal"], "patient": ["A"] * 3,
+    }  # fmt: skip
+    manifest = Manifest(Path(), complete(pd.DataFrame(rows)))
+    found = make_predictions(
+        manifest, ("benign", "invasive", "normal"), {"prob": np.full((3, 3), 1 / 3)}, {}
+    )
+    assert at_level(found, "patient").table["label"].tolist() == ["invasive"]

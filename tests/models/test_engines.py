@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lobule.models import backbones
 from lobule.models.backbones import load_backbone
 from lobule.models.engines import make_engine
 
@@ -65,3 +66,16 @@ def test_openvino_is_kept_from_reporting_its_use():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_network_of_one_input_size_runs_at_that_size():
+    network = backbones.build("vit_tiny_patch16_224").eval()
+    batch = np.random.default_rng(2).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    fast, plain = make_engine(network, "openvino")[1], make_engine(network, "torch")[1]
+    assert np.abs(fast(batch) - plain(batch)).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_050", "resnet10t"])
+def test_width_is_that_of_the_output(name):
+    made = backbones.wrap(name, backbones.build(name), source="", license="")
+    assert made.network(torch.zeros(1, 3, 64, 64)).shape == (1, made.n_features)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lobule.data.audit import Audit, Finding
+from lobule.data.findings import Audit, Finding
 from lobule.data.manifest import Manifest, complete, write_manifest
 from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.intervals import Interval

@@ -47,6 +47,9 @@ Metadata = Annotated[
     Path | None, typer.Option(help="CSV with a column path (or file) and patient, slide, label ...")
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder that the paths of a manifest start from.")]
+Positive = Annotated[
+    str | None, typer.Option(help="Class that sensitivity refers to; default: by its name.")
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(help="Accept a blocking finding by its code; may be given several times."),
@@ -128,7 +131,7 @@ def audit(
     Ends with exit code 3 if a finding would stop training.
     """
     from lobule.data.audit import audit as run
-    from lobule.data.audit import check_allowed
+    from lobule.data.findings import check_allowed
     from lobule.workflow import load_data
 
     check_allowed(allow or [])
@@ -159,10 +162,13 @@ def split(
     from lobule.workflow import load_data
     from lobule.workflow import split as run
 
-    shares = {"train": 1 - test - validation, "validation": validation, "test": test}
+    train_share = round(1 - test - validation, 9)
+    if train_share <= 0:
+        raise UsageError(f"--test {test:g} and --validation {validation:g} leave no train part")
+    shares = {"train": train_share, "validation": validation, "test": test}
     manifest = run(
         load_data(data, root=root, progress=bar),
-        shares=None if folds else {part: share for part, share in shares.items() if share},
+        shares=None if folds is not None else {p: share for p, share in shares.items() if share},
         folds=folds,
         seed=seed,
         resplit=resplit,
@@ -189,6 +195,7 @@ def train(
     pattern: Pattern = None,
     metadata: Metadata = None,
     root: Root = None,
+    positive: Positive = None,
     allow: Allow = None,
     cache: Cache = True,
     json: Json = False,
@@ -198,7 +205,9 @@ def train(
     from lobule.workflow import train as run
 
     found = run(
-        load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar),
+        load_data(
+            data, pattern=pattern, metadata=metadata, root=root, positive=positive, progress=bar
+        ),
         out,
         recipe=_recipe(recipe, folds, backbone, weights, size, sensitivity, seed),
         allow=allow or [],
@@ -218,13 +227,17 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict images with a saved model; exit code 5 if some were skipped."""
+    from lobule.data.scan import scan_files
     from lobule.evaluation.predictions import write_predictions
     from lobule.inference.predictor import predict as run
     from lobule.models.bundle import load_model
 
+    manifest = scan_files(images, progress=bar)
+    for file in manifest.skipped:
+        say(f"passed over {show(file.path)}: {file.reason}")
     predictions = run(
         load_model(model),
-        images,
+        manifest,
         on_error=on_error.value,
         cache=default_cache() if cache else None,
         progress=bar,
@@ -262,7 +275,7 @@ def evaluate(
     from lobule.evaluation.predictions import read_predictions
     from lobule.files import write_json
 
-    known = None if manifest is None else read_manifest(manifest, root=root)
+    known = None if manifest is None else read_manifest(manifest, root=root, with_images=False)
     found = run(read_predictions(predictions, manifest=known), seed=seed)
     if out is not None:
         write_json(out, found.to_json())
@@ -280,6 +293,7 @@ def leakage(
     pattern: Pattern = None,
     metadata: Metadata = None,
     root: Root = None,
+    positive: Positive = None,
     allow: Allow = None,
     cache: Cache = True,
     json: Json = False,
@@ -289,7 +303,9 @@ def leakage(
     from lobule.workflow import load_data
 
     found = run(
-        load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar),
+        load_data(
+            data, pattern=pattern, metadata=metadata, root=root, positive=positive, progress=bar
+        ),
         recipe=_recipe("features", folds, backbone, weights, size, 0.95, seed),
         allow=allow or [],
         cache=default_cache() if cache else None,

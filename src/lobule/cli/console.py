@@ -35,7 +35,7 @@ class Verbs(TyperGroup):
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            say("interrupted; features that were finished are kept, run it again to go on")
+            say("interrupted; features that were finished are kept, `train` goes on from them")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # the reader of our output has left, as in `lobule scan DIR | head`

@@ -12,10 +12,9 @@ from lobule.errors import show
 
 if TYPE_CHECKING:
     from lobule.checkup import Check
-    from lobule.data.audit import Audit
+    from lobule.data.findings import Audit
     from lobule.data.manifest import Manifest
     from lobule.evaluation.evaluate import Evaluation
-    from lobule.evaluation.intervals import Interval
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
     from lobule.run import Run
@@ -135,14 +134,16 @@ def evaluation_text(found: Evaluation) -> str:
     """Return the figures of every level at the last (strictest) decision rule."""
     who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
     lines = [f"{found.source}: {found.n_images} images, {who}; 95% patient-bootstrap intervals"]
+    if len(found.classes) == 2:
+        lines.append(f"  positive class: {show(found.classes[-1])}")
     for level, figures in found.levels.items():
         decision = figures.decisions[-1]
         lines.append(f"  {level} level ({figures.n_units}), decisions at {decision.rule}")
         shown = {**figures.metrics, **decision.metrics}
-        lines += [f"    {name:<20}{_interval(value)}" for name, value in shown.items()]
+        lines += [f"    {name:<20}{value.told()}" for name, value in shown.items()]
         for name, baseline in found.baselines.items():
             auc = baseline[level].metrics["roc_auc"]
-            lines.append(f"    {'roc_auc of ' + name:<20} {_interval(auc)}")
+            lines.append(f"    {'roc_auc of ' + name:<20} {auc.told()}")
     return "\n".join(lines)
 
 
@@ -152,8 +153,8 @@ def leakage_text(found: Leakage) -> str:
         f"leakage meter: image ROC AUC, {found.folds} folds, {found.n_images} images, "
         f"{found.n_slides} slides, {found.n_patients} patients, input {found.long_side_px} px"
     ]
-    lines += [f"    {name + ' folds':<20}{_interval(auc)}" for name, auc in found.auc.items()]
-    lines.append(f"    {'inflation':<20}{_interval(found.inflation)}")
+    lines += [f"    {name + ' folds':<20}{auc.told()}" for name, auc in found.auc.items()]
+    lines.append(f"    {'inflation':<20}{found.inflation.told()}")
     if not found.patients_known:
         lines.append("    patients unknown: the patient folds are folds of images here")
     return "\n".join(lines)
@@ -195,14 +196,6 @@ def doctor_text(checks: Sequence[Check]) -> str:
         if check.fix:
             lines.append(f"      fix: {check.fix}")
     return "\n".join(lines)
-
-
-def _interval(interval: Interval) -> str:
-    if interval.reason and pd.isna(interval.estimate):
-        return f"undefined: {interval.reason}"
-    if pd.isna(interval.low):
-        return f"{interval.estimate:.3f} (no interval: {interval.reason})"
-    return f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

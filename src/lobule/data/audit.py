@@ -1,103 +1,24 @@
-"""What is wrong with the data before anything is learned from it.
-
-An audit is a list of findings, each with a code, a severity and the files it is about. Findings
-of severity "blocking" stop training; those in OVERRIDABLE can be accepted by their code.
-"""
+"""What is wrong with the data before anything is learned from it: the search for findings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from lobule.data.duplicates import Fingerprint, find_near_duplicates, fingerprint
+from lobule.data.findings import FEW_PATIENTS, MANY_IMAGES, Audit, Finding, Severity
 from lobule.data.images import decode, read_file, read_header
 from lobule.data.layouts import read_name
 from lobule.data.manifest import Manifest, Skipped
-from lobule.errors import DataError, ImageError, UsageError, name_some, show
+from lobule.errors import ImageError, name_some, show
 from lobule.progress import Progress, no_progress
-
-SCHEMA = "lobule.audit/1"
-
-Severity = Literal["blocking", "warning", "note"]
-
-OVERRIDABLE = {
-    "unreadable": "leave unreadable images out",
-    "patients-unknown": "treat every image of unknown patient as a patient of its own",
-    "patient-in-two-splits": "keep a split that has a patient on both sides",
-    "duplicate-in-two-splits": "keep a split that has the same photograph on both sides",
-    "duplicate-in-two-classes": "keep the same photograph under two classes",
-}
-"""Blocking codes that `--allow CODE` accepts, and what that means."""
-
-FEW_PATIENTS = 5
-"""Below this many patients in a class, figures for it say little (see docs/concepts.md)."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing worth knowing, with the files it is about."""
-
-    code: str
-    severity: Severity
-    message: str
-    files: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Audit:
-    """All findings, worst first, and the pairs of rows that show the same photograph."""
-
-    findings: tuple[Finding, ...]
-    n_images: int
-    n_patients: int
-    patients_known: bool
-    duplicates: tuple[tuple[int, int], ...] = field(default=(), repr=False)
-
-    def blocking(self, allow: Sequence[str] = ()) -> list[Finding]:
-        """Return the blocking findings whose code is not in `allow`."""
-        return [f for f in self.findings if f.severity == "blocking" and f.code not in allow]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain types, without the row pairs (the findings name the files)."""
-        fields = asdict(self)
-        del fields["duplicates"]
-        return {"schema": SCHEMA, **fields}
-
-
-def check_allowed(codes: Sequence[str]) -> None:
-    """Refuse a code that no override exists for; raises UsageError naming those that do."""
-    for code in codes:
-        if code not in OVERRIDABLE:
-            raise UsageError(
-                f"--allow {code!r} is not a finding that can be accepted",
-                fix="these can: " + ", ".join(OVERRIDABLE),
-            )
-
-
-def require_clean(audit: Audit, allow: Sequence[str] = ()) -> None:
-    """Raise DataError if a blocking finding is left that is not in `allow`."""
-    check_allowed(allow)
-    blocking = audit.blocking(allow)
-    if not blocking:
-        return
-    ways_out = [
-        f"--allow {finding.code} ({OVERRIDABLE[finding.code]})"
-        for finding in blocking
-        if finding.code in OVERRIDABLE
-    ]
-    raise DataError(
-        "the audit found what must be settled before training:\n"
-        + "\n".join(f"  {f.code}: {f.message}" for f in blocking),
-        fix="correct the data"
-        + (", or accept by name: " + "; ".join(ways_out) if ways_out else ""),
-    )
 
 
 def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
@@ -108,7 +29,8 @@ def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
     degrees) and where they lie, names that contradict their folder, mixed sizes and modes, and
     unbalanced classes.
     """
-    prints, reasons, modes = _look_at(manifest, progress)
+    seen = _look_at(manifest, progress)
+    prints = [look.print for look in seen]
     table = manifest.table
     exact = _exact_pairs(table)
     readable = [i for i, p in enumerate(prints) if p is not None]
@@ -118,13 +40,14 @@ def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
     near = [(i, j) for i, j in near if sha256[i] != sha256[j] or not sha256[i]]
 
     found = [
-        *_unreadable(table, reasons),
+        *_unreadable(table, [look.reason for look in seen]),
+        *_changed(table, [look.sha256 for look in seen]),
         *_classes(manifest),
         *_patients(manifest),
         *_patient_twice(table),
         *_duplicates(table, exact, near),
         *_names(table),
-        *_shapes(table, modes),
+        *_shapes(table, [look.mode for look in seen]),
         *_skipped(manifest.skipped),
     ]
     rank = {"blocking": 0, "warning": 1, "note": 2}
@@ -137,24 +60,33 @@ def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
     )
 
 
-def _look_at(
-    manifest: Manifest, progress: Progress
-) -> tuple[list[Fingerprint | None], list[str | None], list[str | None]]:
-    """Decode every image; return its fingerprint or the reason there is none, and its mode."""
+@dataclass(frozen=True)
+class _Seen:
+    """What one look at a file gave: its fingerprint or the reason there is none, mode and hash."""
 
-    def look(path: str) -> tuple[Fingerprint | None, str | None, str | None]:
+    print: Fingerprint | None
+    reason: str | None
+    mode: str | None
+    sha256: str | None
+
+
+def _look_at(manifest: Manifest, progress: Progress) -> list[_Seen]:
+    """Read and decode every image once."""
+
+    def look(path: str) -> _Seen:
+        sha256 = None
         try:
             data = read_file(manifest.file(path))
+            sha256 = hashlib.sha256(data).hexdigest()
             header = read_header(data, path)
             kind = f"{header.mode}, {header.frames} pages" if header.frames > 1 else header.mode
-            return fingerprint(decode(data, path)), None, kind
+            return _Seen(fingerprint(decode(data, path)), None, kind, sha256)
         except ImageError as error:
-            return None, error.what, None
+            return _Seen(None, error.what, None, sha256)
 
     paths = manifest.table["path"].tolist()
     with ThreadPoolExecutor() as pool:
-        seen = list(progress(pool.map(look, paths), total=len(paths), task="auditing"))
-    return [s[0] for s in seen], [s[1] for s in seen], [s[2] for s in seen]
+        return list(progress(pool.map(look, paths), total=len(paths), task="auditing"))
 
 
 def _exact_pairs(table: pd.DataFrame) -> list[tuple[int, int]]:
@@ -174,6 +106,24 @@ def _unreadable(table: pd.DataFrame, reasons: list[str | None]) -> Iterator[Find
             "blocking",
             f"{len(bad)} image(s) cannot be read; the first: {bad[0][1]}",
             tuple(path for path, _ in bad),
+        )
+
+
+def _changed(table: pd.DataFrame, found: list[str | None]) -> Iterator[Finding]:
+    """Compare the hashes of a manifest with the files: features are kept under them."""
+    stated = table["sha256"].tolist()
+    changed = [
+        path
+        for path, said, is_now in zip(table["path"], stated, found, strict=True)
+        if is_now is not None and pd.notna(said) and said != is_now
+    ]
+    if changed:
+        yield Finding(
+            "changed",
+            "blocking",
+            f"{len(changed)} image(s) are not the files that the manifest describes (their "
+            f"SHA-256 differs): {name_some(changed)}; scan the folder again",
+            tuple(changed),
         )
 
 
@@ -217,6 +167,13 @@ def _patients(manifest: Manifest) -> Iterator[Finding]:
             f"the patient of {whose} is unknown, so no split can keep patients apart; "
             "name it with --pattern or --metadata",
             tuple(unknown),
+        )
+    if not unknown and len(table) >= MANY_IMAGES and table["patient"].is_unique:
+        yield Finding(
+            "one-image-a-patient",
+            "note",
+            "every patient has one image; if some should have several, the patient was read too "
+            "finely, and images of one may be split: name it with --pattern or --metadata",
         )
     for label, rows in table.dropna(subset=["patient", "label"]).groupby("label"):
         n = rows["patient"].nunique()
@@ -342,11 +299,20 @@ def _shapes(table: pd.DataFrame, modes: list[str | None]) -> Iterator[Finding]:
 
 
 def _skipped(skipped: tuple[Skipped, ...]) -> Iterator[Finding]:
-    if skipped:
-        reasons = sorted({file.reason for file in skipped})
+    empty = [file.path for file in skipped if file.path.endswith("/")]
+    if empty:
+        yield Finding(
+            "empty-folder",
+            "warning",
+            f"{len(empty)} class folder(s) hold no image: {name_some(empty)}",
+            tuple(empty),
+        )
+    others = [file for file in skipped if not file.path.endswith("/")]
+    if others:
+        reasons = sorted({file.reason for file in others})
         yield Finding(
             "skipped",
             "note",
-            f"{len(skipped)} other file(s) were passed over ({'; '.join(reasons)})",
-            tuple(file.path for file in skipped),
+            f"{len(others)} other file(s) were passed over ({'; '.join(reasons)})",
+            tuple(file.path for file in others),
         )

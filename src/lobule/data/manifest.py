@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from lobule.data.images import read_file, read_header
 from lobule.data.layouts import parse_magnification
-from lobule.errors import DataError, ImageError, name_some, show
+from lobule.errors import DataError, ImageError, UsageError, name_some, show
 from lobule.files import table_kind, write_table
 
 SCHEMA: dict[str, str] = {
@@ -35,7 +36,16 @@ SCHEMA: dict[str, str] = {
 }
 """Columns and pandas dtypes. Columns beyond these are the user's own and are kept."""
 
-SPLITS = ("train", "validation", "test")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of a part of a split (lower case), as of a folder or in a column, and what they mean."""
 
 _ROOT_KEY = b"lobule.root"
 
@@ -54,11 +64,13 @@ class Manifest:
 
     table: columns of SCHEMA in that order, then the user's own; sorted by path.
     skipped: files that were seen and left out (known only right after a scan).
+    positive: the class that sensitivity refers to, where the user named it.
     """
 
     root: Path
     table: pd.DataFrame
     skipped: tuple[Skipped, ...] = ()
+    positive: str | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -66,7 +78,7 @@ class Manifest:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of their indices; see `order_classes`."""
-        return order_classes(self.table["label"].dropna().unique().tolist())
+        return order_classes(self.table["label"].dropna().unique().tolist(), self.positive)
 
     @property
     def groups(self) -> pd.Series[str]:
@@ -91,21 +103,40 @@ class Manifest:
 
     def where(self, keep: pd.Series[bool] | NDArray[np.bool_]) -> Manifest:
         """Return the manifest of the rows for which `keep` is true."""
-        return Manifest(self.root, self.table[keep].reset_index(drop=True), self.skipped)
+        return replace(self, table=self.table[keep].reset_index(drop=True))
 
     def with_columns(self, **columns: object) -> Manifest:
         """Return the manifest with columns added or replaced."""
-        return Manifest(self.root, self.table.assign(**columns), self.skipped)
+        return replace(self, table=self.table.assign(**columns))
 
 
-def order_classes(labels: Sequence[str]) -> tuple[str, ...]:
+_POSITIVE = re.compile(
+    r"malign|cancer|carcinom|tumou?r|invasive|insitu|idc|positive|pos$", re.IGNORECASE
+)
+_NEGATIVE = re.compile(r"non|no[^a-z]|not[^a-z]|benign|normal|healthy|negative|neg$|control", re.I)
+
+
+def order_classes(labels: Iterable[str], positive: str | None = None) -> tuple[str, ...]:
     """Sort class names so that the positive class of a two-class task comes last.
 
-    "malignant" (and "1", "tumor", "tumour", "cancer", "positive") goes last; the rest is
-    alphabetical. With two classes the last one is what sensitivity refers to.
+    positive: the class that goes last; by default names that mean disease come after names that
+    mean none ("benign", "normal", "non-IDC"), and otherwise the order is alphabetical, so that
+    of 0 and 1 the 1 is positive. With two classes the last one is what sensitivity refers to.
+    Raises UsageError if `positive` is not among the labels.
     """
-    positive = ("malignant", "tumor", "tumour", "cancer", "positive")
-    return tuple(sorted(set(labels), key=lambda label: (label.lower() in positive, label)))
+    names = set(labels)
+    if positive is not None and positive not in names:
+        raise UsageError(
+            f"--positive {positive!r} is no class of the images; "
+            f"they are {name_some(sorted(names))}"
+        )
+
+    def rank(label: str) -> tuple[bool, int, str]:
+        if _NEGATIVE.match(label):
+            return label == positive, 0, label
+        return label == positive, 2 if _POSITIVE.search(label) else 1, label
+
+    return tuple(sorted(names, key=rank))
 
 
 def groups_of(table: pd.DataFrame) -> pd.Series[str]:
@@ -114,7 +145,16 @@ def groups_of(table: pd.DataFrame) -> pd.Series[str]:
 
 
 def class_indices(labels: pd.Series[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the index in `classes` of each label, (n,); every label must be one of them."""
+    """Return the index in `classes` of each label, (n,).
+
+    Raises DataError for a label that is none of them.
+    """
+    strange = sorted({str(label) for label in labels.unique()} - set(classes))
+    if strange:
+        raise DataError(
+            f"no image of class {name_some(strange)} was there to learn from; "
+            f"the classes known are {name_some(list(classes))}"
+        )
     index = {name: i for i, name in enumerate(classes)}
     indices: NDArray[np.int64] = labels.map(index).to_numpy(dtype=np.int64)
     return indices
@@ -132,8 +172,34 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
                 f"manifest column {column!r} does not hold what it should ({dtype}): {error}",
                 fix="correct the column, or make the manifest again with `lobule scan`",
             ) from error
+        if dtype == "string" and column != "path":
+            # "P1" and "P1 " in a table are one patient
+            table[column] = table[column].str.strip().replace("", pd.NA)
+    table["split"] = _parts(table["split"])
     own = [column for column in table.columns if column not in SCHEMA]
     return table[[*SCHEMA, *own]].sort_values("path", kind="stable").reset_index(drop=True)
+
+
+def _parts(split: pd.Series[str]) -> pd.Series[str]:
+    """Bring "Train", "val" and the like to train, validation and test."""
+    named = split.str.lower().map(SPLITS)
+    strange = sorted(set(split[named.isna() & split.notna()]))
+    if strange:
+        raise DataError(
+            f"column 'split' holds {name_some(strange)}, which is no part of a split",
+            fix="use train, validation and test",
+        )
+    return named.astype("string")
+
+
+def _check_hashes(sha256: pd.Series[str]) -> None:
+    """Refuse what is no SHA-256: features are kept under that name."""
+    wrong = sha256[sha256.notna() & ~sha256.str.fullmatch(r"[0-9a-f]{64}").fillna(value=True)]
+    if len(wrong):
+        raise DataError(
+            f"column 'sha256' holds {show(str(wrong.iloc[0]))}, which is no SHA-256",
+            fix="leave the column out, it is measured then",
+        )
 
 
 def measure(file: Path) -> dict[str, Any]:
@@ -169,11 +235,12 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     write_table(table, path, metadata={_ROOT_KEY: root})
 
 
-def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
+def read_manifest(path: Path, *, root: Path | None = None, with_images: bool = True) -> Manifest:
     """Read a manifest written by `write_manifest` or made by hand.
 
     root: the folder that the paths start from; by default the one stored in a Parquet file, or
     the manifest's own folder. Sizes and hashes that it does not give are read from the images.
+    with_images: False takes the table as it is, for work that needs labels and patients only.
     Raises DataError if it cannot be read, lacks `path` (in any row), names a file twice, or if
     no image is found below the root.
     """
@@ -203,6 +270,7 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     if kind == ".csv" and "magnification" in rows:
         rows["magnification"] = rows["magnification"].map(parse_magnification, na_action="ignore")
     table = complete(rows)
+    _check_hashes(table["sha256"])
     if n_lacking := int(table["path"].isna().sum()):
         raise DataError(
             f"{show(path)} has {n_lacking} row(s) without a path",
@@ -214,13 +282,15 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
             f"{show(path)} names {len(repeated)} image(s) twice: {name_some(repeated)}",
             fix="keep one row an image",
         )
+    if not with_images:
+        return Manifest(root or stored or path.parent, table)
     found = _find_root(path, table, root or stored)
     return Manifest(found, _with_measures(table, found))
 
 
 def _with_measures(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Measure the images that have no hash in the table."""
-    lacks = table["sha256"].isna()
+    lacks = table["sha256"].isna() | (table["width"].isna() & table["bytes"].isna())
     if not lacks.any():
         return table
     rows = table[lacks]

@@ -22,20 +22,9 @@ from lobule.data.layouts import (
     read_name,
     user_grammar,
 )
-from lobule.data.manifest import Manifest, Skipped, complete, measure
+from lobule.data.manifest import SPLITS, Manifest, Skipped, complete, measure
 from lobule.errors import DataError, ImageError, name_some, show
 from lobule.progress import Progress, no_progress
-
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""Folder names (lower case) that mean a split, and which."""
 
 WRAPPERS = ("BreaKHis_v1", "histology_slides", "breast")
 """Folders of the BreakHis archive that stand above its classes and mean nothing."""
@@ -77,7 +66,19 @@ def scan(
     if metadata is not None:
         table, lost = _join_metadata(table, metadata)
         skipped += [Skipped(name, "named in --metadata, but not in the folder") for name in lost]
+    skipped += _empty_folders(folder, files)
     return Manifest(folder, table, tuple(skipped))
+
+
+def _empty_folders(root: Path, files: Sequence[str]) -> list[Skipped]:
+    """Return the class folders without an image; their paths end with a slash."""
+    holds = {PurePosixPath(*parts[:k]).as_posix() for f in files for parts in [f.split("/")]
+             for k in (1, 2)}  # fmt: skip
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    for part in [p for p in folders if p.name.lower() in SPLITS]:
+        folders += [p for p in sorted(part.iterdir()) if p.is_dir()]
+    names = [path.relative_to(root).as_posix() for path in folders if not path.is_symlink()]
+    return [Skipped(f"{name}/", "no image in this folder") for name in names if name not in holds]
 
 
 def scan_files(paths: Sequence[Path], *, progress: Progress = no_progress) -> Manifest:
@@ -188,7 +189,7 @@ def _place(file: str, grammar: Grammar | None) -> dict[str, Any]:
     folders = list(path.parts[:-1])
     if "SOB" in folders:
         folders = [name for name in folders if name not in WRAPPERS]
-    split = SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
+    split = SPLITS.get(folders[0].lower()) if folders else None
     if split is not None:
         folders = folders[1:]
     told = read_name(path.stem, GRAMMARS) or Name()

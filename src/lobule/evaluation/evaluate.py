@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lobule.data.findings import FEW_PATIENTS
 from lobule.errors import DataError
 from lobule.evaluation.intervals import FloatArray, Interval, patient_bootstrap
 from lobule.evaluation.metrics import (
@@ -25,9 +26,6 @@ from lobule.evaluation.metrics import (
 from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, decide
 
 SCHEMA = "lobule.evaluation/1"
-
-FEW_PATIENTS = 5
-"""A subgroup with fewer patients gets the words "too few" instead of a figure."""
 
 DRAWS = 2000
 

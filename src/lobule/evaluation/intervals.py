@@ -42,6 +42,14 @@ class Interval:
     dropped: int
     reason: str | None = None
 
+    def told(self, digits: int = 3) -> str:
+        """Return "0.760 (0.610 to 0.890)", or why there is no such figure."""
+        if math.isnan(self.estimate):
+            return f"undefined: {self.reason}"
+        if math.isnan(self.low):
+            return f"{self.estimate:.{digits}f} (no interval: {self.reason})"
+        return f"{self.estimate:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON holds them: nan becomes None."""
         return {

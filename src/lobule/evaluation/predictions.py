@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lobule.data.manifest import Manifest, class_indices, groups_of
+from lobule.data.manifest import Manifest, class_indices, groups_of, order_classes
 from lobule.errors import DataError, name_some, show
 from lobule.files import table_kind, write_table
 
@@ -35,6 +35,9 @@ LEVELS: tuple[Level, ...] = ("image", "slide", "patient")
 
 KINDS = ("prob", "plain", "colour", "prior")
 """Prefixes of the probability columns."""
+
+TEXT = ("path", "label", "patient", "slide", "subtype")
+"""Columns that are text, whatever they look like."""
 
 KNOWN = ("label", "patient", "slide", "magnification", "subtype")
 """Manifest columns that evaluation needs."""
@@ -129,13 +132,18 @@ def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predict
     """
     try:
         if table_kind(path) == ".csv":
-            text = dict.fromkeys(("path", "label", "patient", "slide", "subtype"), "string")
-            table = pd.read_csv(path, dtype=text)
+            # "NA" may be a class and "007" a patient
+            types = dict.fromkeys(TEXT, "string")
+            table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
         else:
             table = pd.read_parquet(path)
+        table = table.astype({name: "string" for name in TEXT if name in table})
     except (OSError, ValueError, pa.ArrowInvalid, pd.errors.ParserError) as error:
         raise DataError(f"cannot read the predictions {show(path)}: {error}") from error
     classes = tuple(c.removeprefix("prob_") for c in table.columns if c.startswith("prob_"))
+    if "model" not in table:
+        # a table of ours has its columns in order; in another's the order says nothing
+        classes = order_classes(classes)
     if "path" not in table or len(classes) < 2:
         raise DataError(
             f"{show(path)} is not a predictions table: it needs 'path' and two or more columns "
@@ -161,14 +169,29 @@ def _join_known(table: pd.DataFrame, manifest: Manifest, path: Path) -> pd.DataF
             f"{name_some(lacking)}",
             fix="scan the folder that was predicted",
         )
-    kept = table.drop(columns=[name for name in KNOWN if name in table])
-    return kept.join(known, on="path")
+    suffixes = ("", "_of_manifest")
+    joined = table.merge(known, left_on="path", right_index=True, how="left", suffixes=suffixes)
+    for name in KNOWN:
+        if f"{name}_of_manifest" in joined:
+            told = joined.pop(f"{name}_of_manifest")
+            joined[name] = told.combine_first(joined[name])
+    return joined
 
 
 def _check(predictions: Predictions, path: Path) -> None:
     table, classes = predictions.table, predictions.classes
-    prob = predictions.probabilities()
-    off = ~np.isclose(prob.sum(axis=1), 1.0, atol=1e-6) | (prob < 0).any(axis=1)
+    repeated = table["path"][table["path"].duplicated()].tolist()
+    if repeated:
+        raise DataError(
+            f"{show(path)} names {len(repeated)} image(s) twice: {name_some(repeated)}",
+            fix="keep one row an image",
+        )
+    try:
+        prob = predictions.probabilities()
+    except ValueError as error:
+        raise DataError(f"{show(path)}: a probability is no number ({error})") from error
+    # other tools round to a few digits
+    off = ~np.isclose(prob.sum(axis=1), 1.0, atol=2e-3) | (prob < 0).any(axis=1)
     if off.any():
         raise DataError(
             f"{int(off.sum())} row(s) of {show(path)} hold no probabilities (they must be 0 or "
@@ -191,8 +214,8 @@ def _check(predictions: Predictions, path: Path) -> None:
 def at_level(predictions: Predictions, level: Level) -> Predictions:
     """Combine the images of each slide or patient: probabilities are averaged.
 
-    The label of a unit is its highest class index present (malignant if any image is), since
-    one malignant field makes a malignant case. Slides of different patients stay apart even
+    Of two classes a unit has the positive one if any of its images has, since one malignant field
+    makes a malignant case; of more, the commonest. Slides of different patients stay apart even
     under one name. Images of unknown slide or patient stand for themselves.
     """
     if level == "image":
@@ -200,13 +223,16 @@ def at_level(predictions: Predictions, level: Level) -> Predictions:
     table = predictions.table
     own = "image:" + table["path"]
     patient = groups_of(table)
-    unit = patient + "/" + table["slide"].fillna(own) if level == "slide" else patient
-    numeric = [c for c in table.columns if c.startswith(tuple(f"{kind}_" for kind in KINDS))]
+    slide = table["slide"].fillna(own)
+    unit = [patient, slide] if level == "slide" else [patient]
+    numeric = [f"{kind}_{name}" for kind in KINDS for name in predictions.classes]
+    numeric = [column for column in numeric if column in table]
     thresholds = [c for c in table.columns if c.startswith("threshold")]
-    work = table.assign(unit=unit, patient=patient, y=predictions.y)
-    grouped = work.groupby("unit", sort=True)
+    work = table.assign(patient=patient, y=predictions.y)
+    grouped = work.groupby(unit, sort=True)
     units = grouped[numeric].mean()
-    units["y"] = grouped["y"].max()
+    two = len(predictions.classes) == 2
+    units["y"] = grouped["y"].agg("max" if two else lambda y: y.mode().iloc[0])
     units["label"] = np.array(predictions.classes)[units["y"]]
     units["patient"] = grouped["patient"].first()
     units[thresholds] = grouped[thresholds].first()
@@ -215,5 +241,5 @@ def at_level(predictions: Predictions, level: Level) -> Predictions:
     elif "threshold" in units:
         # an operating point belongs to one level; without its own a level has none
         units = units.drop(columns="threshold")
-    units["path"] = units.index
+    units["path"] = ["/".join(key) if isinstance(key, tuple) else key for key in units.index]
     return Predictions(units.reset_index(drop=True), predictions.classes)

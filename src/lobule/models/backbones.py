@@ -109,7 +109,7 @@ def wrap(name: str, network: nn.Module, *, source: str, license: str) -> Backbon
     return Backbone(
         name=name,
         network=network,
-        n_features=int(network.num_features),  # type: ignore[arg-type]
+        n_features=_width(network, config),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
@@ -117,6 +117,12 @@ def wrap(name: str, network: nn.Module, *, source: str, license: str) -> Backbon
         weights=source,
         license=license,
     )
+
+
+def _width(network: nn.Module, config: dict[str, Any]) -> int:
+    """Return how many features an image gets; timm's num_features is another number for some."""
+    with torch.inference_mode():
+        return int(network(torch.zeros(1, *config["input_size"])).shape[1])
 
 
 def _timm_config(network: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from lobule.data.images import Preprocessing
-from lobule.errors import ModelError, show
+from lobule.errors import DataError, ModelError, show
 from lobule.files import replacing, write_json, write_text
 from lobule.models.backbones import Backbone, build, load_state, wrap
 from lobule.models.card import model_card
@@ -176,7 +176,7 @@ def load_model(folder: Path) -> Model:
             ),
             weights_sha256=sha256,
         )
-    except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, AttributeError, DataError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"{show(folder)} is not a complete model: {type(error).__name__} {error}",
             fix="copy the whole model folder again",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lobule.data.audit import Finding
+from lobule.data.findings import Finding
 from lobule.data.manifest import Manifest, complete
 from lobule.errors import DataError, show
 from lobule.evaluation.evaluate import Evaluation

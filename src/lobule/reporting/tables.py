@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import nan
 
 import pandas as pd
 
@@ -187,18 +188,21 @@ def result_groups(evaluation: Evaluation, levels: Iterable[Level]) -> list[Group
     for rule in (decision.rule for decision in figures[0].decisions):
         decisions = [decision_of(level, rule) for level in figures]
         rows = [
-            (METRICS[name], [decision.metrics[name] for decision in decisions])
+            (METRICS[name], [d.metrics[name] if d else _NO_RULE for d in decisions])
             for name in METRICS
-            if name in decisions[0].metrics
+            if decisions[0] and name in decisions[0].metrics
         ]
-        thresholds = [decision.threshold for decision in decisions]
+        thresholds = [decision.threshold if decision else None for decision in decisions]
         groups.append(Group(rule_name(rule), thresholds if any(thresholds) else None, rows))
     return groups
 
 
-def decision_of(figures: LevelFigures, rule: str) -> Decisions:
-    """Return the figures of one decision rule."""
-    return next(decision for decision in figures.decisions if decision.rule == rule)
+_NO_RULE = Interval(nan, nan, nan, 0, 0, "no threshold could be chosen at this level")
+
+
+def decision_of(figures: LevelFigures, rule: str) -> Decisions | None:
+    """Return the figures of one decision rule, or None where the level has no such rule."""
+    return next((decision for decision in figures.decisions if decision.rule == rule), None)
 
 
 def rule_name(rule: str) -> str:
@@ -219,9 +223,10 @@ def matrices(evaluation: Evaluation) -> list[Matrix]:
     if evaluation.patients_known:
         of.append(("patients, mean of their images", "patients", patient))
     return [
-        Matrix(f"{rule_name(rule)}: {title}", unit, decision_of(figures, rule).confusion)
+        Matrix(f"{rule_name(rule)}: {title}", unit, decision.confusion)
         for rule in (decision.rule for decision in image.decisions)
         for title, unit, figures in of
+        if (decision := decision_of(figures, rule)) is not None
     ]
 
 

@@ -68,7 +68,8 @@ def operating_points(
     """Choose the threshold of each level on honest scores of labelled images.
 
     prob: (n, K) from heads that had not seen the image's patient. Returns nothing with more than
-    two classes, for which no single threshold is defined.
+    two classes, for which no single threshold is defined, and leaves out a level at which all
+    units are of one class.
     """
     if len(classes) != 2:
         return {}
@@ -77,6 +78,9 @@ def operating_points(
     for level in LEVELS:
         units = at_level(scored, level)
         y, positive = units.y, units.probabilities()[:, 1]
+        if len(np.unique(y)) < 2:
+            # where every patient has images of both classes, no patient is negative
+            continue
         threshold = choose_threshold(y, positive, sensitivity=sensitivity)
         achieved = float((positive[y == 1] >= threshold).mean())
         points[level] = OperatingPoint(
@@ -104,11 +108,11 @@ def out_of_fold(
     y = class_indices(manifest.table["label"], classes)
     found: dict[str, Matrix] = {}
     thresholds: dict[Level, NDArray[np.float64]] = {}
+    check_folds(manifest, fold, groups)
     folds = np.unique(fold)
     for k in progress(folds, total=len(folds), task="fitting folds"):
         train, test = fold != k, fold == k
         inside = [g for g, keep in zip(groups, train, strict=True) if keep]
-        _check_enough(y[train], inside, classes, where=f"without fold {k + 1}")
         fitted = fit(
             features.where(train), y[train], inside, n_classes=len(classes), seed=recipe.seed
         )
@@ -128,14 +132,16 @@ def out_of_fold(
     return make_predictions(manifest, classes, found, thresholds, source=source)
 
 
-def _check_enough(
-    y: NDArray[np.int64], groups: Sequence[str], classes: Sequence[str], *, where: str
-) -> None:
-    for c, name in enumerate(classes):
-        n = len({group for group, label in zip(groups, y, strict=True) if label == c})
-        if n < 2:
-            raise DataError(
-                f"{where}, {n} patient(s) of class {name!r} are left to learn from; two are "
-                "needed, one to fit on and one to choose the regularisation on",
-                fix="add patients of that class, or use more folds",
-            )
+def check_folds(manifest: Manifest, fold: NDArray[np.int64], groups: Sequence[str]) -> None:
+    """Raise DataError if, without some fold, a class has fewer than two groups to learn from."""
+    labels = manifest.table["label"].to_numpy()
+    names = np.asarray(groups)
+    for k in np.unique(fold):
+        for label in manifest.classes:
+            n = len(np.unique(names[(fold != k) & (labels == label)]))
+            if n < 2:
+                raise DataError(
+                    f"without fold {k + 1}, {n} patient(s) of class {label!r} are left to learn "
+                    "from; two are needed, one to fit on and one to choose the regularisation on",
+                    fix="add patients of that class; three are the least with patient folds",
+                )

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +81,13 @@ def embed(
     colour = np.empty((len(manifest), 12), dtype=np.float32)
     todo = []
     for i, file in enumerate(kept):
-        if file is not None and file.exists():
+        try:
+            if file is None:
+                raise FileNotFoundError
             with np.load(file, allow_pickle=False) as stored:
                 views[i], colour[i] = stored["views"], stored["colour"]
-        else:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            # not there, or damaged: it is computed (again)
             todo.append(i)
     paths = [manifest.file(manifest.table["path"].iat[i]) for i in todo]
     images = progress(decode_ahead(paths), total=len(todo), task="computing features")

@@ -31,12 +31,14 @@ def measure_leakage(
     recipe: Recipe,
     *,
     long_side_px: int,
+    patient_folds: Predictions | None = None,
     progress: Progress = no_progress,
 ) -> Leakage:
     """Fit and score the same recipe under folds of random images, of slides and of patients.
 
     groups: (n,) patients as the honest split keeps them. The inner folds that choose the
     regularisation are of the same kind as the outer ones, as they would be in practice.
+    patient_folds: out-of-fold predictions of the same images by patient folds, if they are there.
     """
     table = manifest.table
     own = "image:" + table["path"]
@@ -44,6 +46,9 @@ def measure_leakage(
     units = {"image": own.tolist(), "slide": slide.tolist(), "patient": list(groups)}
     scored: dict[str, Statistic] = {}
     for name, unit in units.items():
+        if name == "patient" and patient_folds is not None:
+            scored[name] = _auc(patient_folds)
+            continue
         fold = assign_folds(table["label"].tolist(), unit, folds=recipe.folds, seed=recipe.seed)
         predictions = out_of_fold(
             manifest, features, fold, unit, recipe, source=f"{name} folds", progress=progress
