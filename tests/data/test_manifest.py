@@ -101,7 +101,9 @@ def test_any_text_survives_in_names_and_in_columns(tmp_path, ending, rows):
     columns = dict(zip(["path", "label", "patient", "own"], zip(*rows, strict=True), strict=False))
     if not rows:
         columns = {"path": [], "label": [], "patient": [], "own": []}
-    written = table(**{name: list(values) for name, values in columns.items()}, sha256="0" * 64)
+    written = table(
+        **{name: list(values) for name, values in columns.items()}, sha256="0" * 64, bytes=1
+    )
     written = written.astype({"own": "string"})
     path = tmp_path / "m" / f"m{ending}"
     for name in written["path"]:
