@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from lobule.data.findings import Finding
-from lobule.data.manifest import Manifest, complete
+from lobule.data.manifest import Manifest, read_manifest
 from lobule.errors import DataError, show
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Predictions, read_predictions
 
 _FIX = "the run is incomplete or was altered; run `lobule train` again"
-
-_ROOT_KEY = b"lobule.root"
-"""Where `write_manifest` keeps the root. `read_manifest` refuses a root without images, but a
-report is to be had from a run whose images are gone."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,8 @@ def read_run(run: Path) -> Saved:
         record = _json(path)
         _ = record["started"], record["request"]["allow"]
     with using(run / "manifest.parquet") as path:
-        manifest = _manifest(path)
+        # a photograph that is gone is said in its place, so the table alone will do
+        manifest = read_manifest(path, with_images=False)
     with using(run / "audit.json") as path:
         findings = tuple(
             Finding(**{**finding, "files": tuple(finding["files"])})
@@ -102,15 +96,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"it holds a {type(record).__name__}, not a record")
     return record
-
-
-def _manifest(path: Path) -> Manifest:
-    arrow = pq.read_table(path)
-    root = (arrow.schema.metadata or {}).get(_ROOT_KEY, os.fsencode(path.parent))
-    table = complete(arrow.to_pandas())
-    if table["path"].isna().any():
-        raise DataError("it is not a manifest: there are rows without a path")
-    return Manifest(Path(os.fsdecode(root)), table)
 
 
 def _predictions(path: Path) -> Predictions:
