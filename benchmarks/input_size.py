@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lobule.cli.console import default_cache
 from lobule.data.splits import assign_folds
 from lobule.evaluation.metrics import roc_auc
 from lobule.evaluation.predictions import at_level
+from lobule.files import default_cache
 from lobule.models.backbones import load_backbone
 from lobule.training.crossfit import out_of_fold
 from lobule.training.features import embed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from lobule.files import default_cache
 
 PACKAGES = (
     "torch", "torchvision", "timm", "openvino", "safetensors", "pillow", "numpy", "pandas",
@@ -40,14 +40,13 @@ def doctor() -> list[Check]:
     torch and torchvision are imported in a process of their own, since a broken pair can take
     the interpreter along.
     """
-    cache = Path(os.environ.get("LOBULE_CACHE") or user_cache_path("lobule"))
     return [
         _python(),
         *(_package(name) for name in PACKAGES),
         check_torch_pair(_run_python),
         _backbone(),
-        _writable("cache folder", cache),
-        _writable("temporary folder", Path(tempfile.gettempdir())),
+        _writable("cache folder", default_cache(), "LOBULE_CACHE"),
+        _writable("temporary folder", Path(tempfile.gettempdir()), "TMPDIR"),
     ]
 
 
@@ -65,9 +64,12 @@ def _package(name: str) -> Check:
 
 
 def _run_python(code: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "no answer within 120 s"
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
@@ -113,13 +115,13 @@ def _backbone() -> Check:
     return Check(name, True, f"{backbone.name}, weights as published")
 
 
-def _writable(name: str, folder: Path) -> Check:
+def _writable(name: str, folder: Path, variable: str) -> Check:
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
-        return Check(name, False, f"{folder} is not writable", "set LOBULE_CACHE to another folder")
+        return Check(name, False, f"{folder} is not writable", f"set {variable} to another")
     if free < FREE_BYTES:
         return Check(name, False, f"{folder} has {free / 1e9:.1f} GB free", "free some space")
     return Check(name, True, f"{folder}, {free / 1e9:.0f} GB free")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from platformdirs import user_cache_path
 
 from lobule.errors import OutputError, UsageError, show
 
@@ -96,3 +97,9 @@ def write_table(
             arrow = pa.Table.from_pandas(table, preserve_index=False)
             both = {**(arrow.schema.metadata or {}), **(metadata or {})}
             pq.write_table(arrow.replace_schema_metadata(both), temporary)
+
+
+def default_cache() -> Path:
+    """Return where features are kept between runs: $LOBULE_CACHE, or the user's cache folder."""
+    given = os.environ.get("LOBULE_CACHE")
+    return Path(given) if given else user_cache_path("lobule")

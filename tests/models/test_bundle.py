@@ -84,3 +84,11 @@ def test_card_states_use_classes_threshold_and_hash(finished_run, folder):
         finished_run.model.info.training["data_hash"],
     ):
         assert told in card
+
+
+def test_preprocessing_that_was_altered_is_refused(folder):
+    record = json.loads((folder / "model.json").read_text())
+    record["preprocessing"]["long_side_px"] = 100
+    (folder / "model.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match="states preprocessing"):
+        load_model(folder)

@@ -14,7 +14,7 @@ import typer
 
 from lobule import __version__
 from lobule.cli import texts
-from lobule.cli.console import PARTIAL, Verbs, bar, default_cache, emit, say
+from lobule.cli.console import PARTIAL, Verbs, bar, emit, say
 from lobule.errors import UsageError, show
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Scan, audit, split by patient, fit, evaluate and report in one go."""
+    from lobule.files import default_cache
     from lobule.workflow import load_data
     from lobule.workflow import train as run
 
@@ -229,6 +230,7 @@ def predict(
     """Predict images with a saved model; exit code 5 if some were skipped."""
     from lobule.data.scan import scan_files
     from lobule.evaluation.predictions import write_predictions
+    from lobule.files import default_cache
     from lobule.inference.predictor import predict as run
     from lobule.models.bundle import load_model
 
@@ -299,6 +301,7 @@ def leakage(
     json: Json = False,
 ) -> None:
     """Score the same model under random, slide and patient folds: what leakage is worth here."""
+    from lobule.files import default_cache
     from lobule.workflow import leakage as run
     from lobule.workflow import load_data
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
-from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
@@ -75,9 +74,3 @@ def bar(items: Iterable[T], *, total: int, task: str) -> Iterator[T]:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield from progress.track(items, total=total, description=task)
-
-
-def default_cache() -> Path:
-    """Return where features are kept between runs: $LOBULE_CACHE, or the user's cache folder."""
-    given = os.environ.get("LOBULE_CACHE")
-    return Path(given) if given else user_cache_path("lobule")

@@ -155,6 +155,13 @@ def load_model(folder: Path) -> Model:
         fields: dict[str, Any] = {key: record[key] for key in ModelInfo.__dataclass_fields__}
         info = ModelInfo(**fields | {"classes": tuple(record["classes"])})
         spec = {k: v for k, v in record["preprocessing"].items() if k != "id"}
+        preprocessing = Preprocessing.from_json(spec)
+        if preprocessing.id != record["preprocessing"]["id"]:
+            raise ModelError(
+                f"{show(folder / INFO)} states preprocessing {record['preprocessing']['id']}, but "
+                f"describes {preprocessing.id}",
+                fix="copy the whole model folder again",
+            )
         name = record["backbone"]["name"]
         network = build(name)
         prefix = "backbone."
@@ -168,7 +175,7 @@ def load_model(folder: Path) -> Model:
                 source=record["backbone"]["weights"],
                 license=record["backbone"]["license"],
             ),
-            preprocessing=Preprocessing.from_json(spec),
+            preprocessing=preprocessing,
             heads=Heads(
                 tissue=_head(tensors, "tissue"),
                 colour=_head(tensors, "colour"),
