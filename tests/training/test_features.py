@@ -102,3 +102,13 @@ def test_an_unreadable_image_is_named(folder, tmp_path):
     broken.write_bytes(b"\x89PNG no more")
     with pytest.raises(ImageError, match=r"broken\.png"):
         list(decode_ahead([*sorted(folder.rglob("*.png")), broken]))
+
+
+def test_a_damaged_cache_file_is_computed_again(folder, backbone, tmp_path):
+    manifest = scan(folder)
+    prep = backbone.preprocessing(64)
+    first = embed(manifest, backbone, prep, cache=tmp_path)
+    kept = sorted(tmp_path.rglob("*.npz"))[0]
+    kept.write_bytes(kept.read_bytes()[:100])
+    again = embed(manifest, backbone, prep, cache=tmp_path)
+    assert np.array_equal(first.views, again.views)

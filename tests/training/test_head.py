@@ -45,15 +45,20 @@ def test_every_class_weighs_the_same_and_in_it_every_patient(rows):
         assert np.allclose(list(totals.values()), len(y) / 3 / len(totals))
 
 
+def by_scikit_learn(x, y, groups, strength):
+    """Probabilities of the same fit on all features, without the detour."""
+    weights = balanced_weights(y, groups)
+    mean = np.average(x, axis=0, weights=weights)
+    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
+    reference = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
+    reference.fit((x - mean) / scale, y, sample_weight=weights)
+    return reference.predict_proba((x - mean) / scale)
+
+
 def test_fit_in_the_space_of_the_images_equals_scikit_learn_on_all_features():
     x, y, groups = clustered(0, d=90)
     head = fit_plain(x[:, 0], y, groups, n_classes=2, strength=0.05)
-    weights = balanced_weights(y, groups)
-    mean = np.average(x[:, 0], axis=0, weights=weights)
-    scale = np.sqrt(np.average((x[:, 0] - mean) ** 2, axis=0, weights=weights))
-    reference = LogisticRegression(C=0.05, tol=1e-10, max_iter=10_000)
-    reference.fit((x[:, 0] - mean) / scale, y, sample_weight=weights)
-    expected = reference.predict_proba((x[:, 0] - mean) / scale)
+    expected = by_scikit_learn(x[:, 0], y, groups, 0.05)
     assert np.abs(head.probabilities(x[:, 0]) - expected).max() < 1e-5
 
 
@@ -61,12 +66,7 @@ def test_three_classes_fit_as_scikit_learn_does():
     x, _, groups = clustered(1, patients=15)
     y = np.array([int(g[1:]) % 3 for g in groups])
     head = fit_plain(x[:, 0], y, groups, n_classes=3, strength=0.1)
-    weights = balanced_weights(y, groups)
-    mean = np.average(x[:, 0], axis=0, weights=weights)
-    scale = np.sqrt(np.average((x[:, 0] - mean) ** 2, axis=0, weights=weights))
-    reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)
-    reference.fit((x[:, 0] - mean) / scale, y, sample_weight=weights)
-    expected = reference.predict_proba((x[:, 0] - mean) / scale)
+    expected = by_scikit_learn(x[:, 0], y, groups, 0.1)
     assert np.abs(head.probabilities(x[:, 0]) - expected).max() < 1e-5
 
 

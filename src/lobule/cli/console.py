@@ -44,6 +44,7 @@ class Verbs(TyperGroup):
             say("error: out of memory\n  use a smaller --size, or a machine with more memory")
             raise typer.Exit(1) from None
         except Exception as error:
+            # the last line of defence: whatever arrives here is a fault of ours, said as one
             if type(error).__module__.startswith("typer") or os.environ.get("LOBULE_DEBUG"):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]

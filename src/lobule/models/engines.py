@@ -60,12 +60,13 @@ def _openvino(network: nn.Module) -> Engine:
     Tracing can turn what depends on the size (padding, above all) into constants; a program that
     is right at one size may be wrong at the next, so none is trusted unchecked.
     """
-    openvino = _import_openvino()
     plain = _torch(network, "cpu")
     agrees: dict[tuple[int, ...], bool] = {}
     programs: list[Callable[[Batch], Any]] = []
 
     def convert(shape: tuple[int, ...]) -> Callable[[Batch], Any]:
+        # imported only where something has to be computed: with all features kept it is not
+        openvino = _import_openvino()
         with warnings.catch_warnings(), torch.no_grad():
             # OpenVINO converts by torch.jit.trace, which torch announces to retire, and which
             # warns of every size that might become a constant: that is what the check is for

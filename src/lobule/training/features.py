@@ -81,13 +81,7 @@ def embed(
     colour = np.empty((len(manifest), 12), dtype=np.float32)
     todo = []
     for i, file in enumerate(kept):
-        try:
-            if file is None:
-                raise FileNotFoundError
-            with np.load(file, allow_pickle=False) as stored:
-                views[i], colour[i] = stored["views"], stored["colour"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            # not there, or damaged: it is computed (again)
+        if file is None or not _read_kept(file, views[i], colour[i]):
             todo.append(i)
     paths = [manifest.file(manifest.table["path"].iat[i]) for i in todo]
     images = progress(decode_ahead(paths), total=len(todo), task="computing features")
@@ -110,6 +104,17 @@ def decode_ahead(paths: Sequence[Path]) -> Iterator[ImageArray]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _read_kept(file: Path, views: NDArray[np.float32], colour: NDArray[np.float32]) -> bool:
+    """Fill one image's rows from the cache; False where its file is not there or damaged."""
+    try:
+        # opened here, since numpy leaves a damaged file open
+        with file.open("rb") as data, np.load(data, allow_pickle=False) as stored:
+            views[...], colour[...] = stored["views"], stored["colour"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return False
+    return True
 
 
 def _cache_files(manifest: Manifest, key: str, cache: Path | None) -> list[Path | None]:
