@@ -1,6 +1,7 @@
 """The exceptions a user can meet, each with the exit code of the command line.
 
     LobuleError              1  something inside failed
+    ├── TrainingError        1  a network could not be trained further
     ├── UsageError           2  the call itself is off
     │   └── OutputError      2  the place to write to cannot be used
     ├── DataError            3  the images, the manifest or the split
@@ -13,7 +14,9 @@ A message says what is wrong, where, and why; `fix` says what to do about it.
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 
 
 class LobuleError(Exception):
@@ -25,6 +28,10 @@ class LobuleError(Exception):
         super().__init__(what if fix is None else f"{what}\n  {fix}")
         self.what = what
         self.fix = fix
+
+
+class TrainingError(LobuleError):
+    """Training cannot go on: the loss is not a number, or a checkpoint cannot be used."""
 
 
 class UsageError(LobuleError):
@@ -73,3 +80,11 @@ def name_some(names: list[str], limit: int = 5) -> str:
     """Join the first `limit` names and say how many more there are."""
     shown = ", ".join(show(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return what to say of a name that is none of `names`: the nearest first, then all."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    said = f"did you mean {near[0]}? " if near else ""
+    return f"{said}there are: {', '.join(known)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lobule.data.images import Preprocessing
 from lobule.data.manifest import Manifest
 from lobule.errors import UsageError
 from lobule.models.backbones import DEFAULT, Backbone
+from lobule.training.tuning import Tuning
 
 SIZE_RANGE_PX = (224, 560)
 """Bounds of the automatic input length, by measurement: on photographs of 700 x 460, 560 px was
@@ -21,30 +22,33 @@ better than 224 and 350 and no worse than 700 at 64% of its cost (docs/results.m
 class Recipe:
     """Settings of a run.
 
-    name: "features" fits a linear head on frozen features. backbone: a timm name. weights: a
-    local safetensors file for it. long_side_px: length of the longer side of the input; None
-    takes the median of the images, within SIZE_RANGE_PX. folds: parts of the cross-validation.
-    sensitivity: what the operating point must reach. seed: of the split and the inner folds.
+    name: of the recipe. backbone: what `models.backbones.load_backbone` takes. weights: a local
+    safetensors file for it, or "none" for random ones. long_side_px: length of the longer side of
+    the input; None takes the median of the images, within SIZE_RANGE_PX. folds: parts of the
+    cross-validation. sensitivity: what the operating point must reach. seed: of the split, the
+    inner folds and all that training draws. tuning: how the network is tuned; None leaves it
+    frozen and fits a linear head on its features.
     """
 
     name: str = "features"
     backbone: str = DEFAULT
-    weights: Path | None = None
+    weights: Literal["none"] | Path | None = None
     long_side_px: int | None = None
     folds: int = 5
     sensitivity: float = 0.95
     seed: int = 0
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run can use."""
-        if self.name != "features":
-            raise UsageError(f"no recipe is called {self.name!r}", fix="there is: features")
         if self.folds < 2:
             raise UsageError(f"--folds must be 2 or more, got {self.folds}")
         if self.long_side_px is not None and not 32 <= self.long_side_px <= 4096:
             raise UsageError(f"--size must be 32 to 4096 pixels, got {self.long_side_px}")
         if not 0 < self.sensitivity <= 1:
             raise UsageError(f"--sensitivity must be over 0 and at most 1, got {self.sensitivity}")
+        if self.seed < 0:
+            raise UsageError(f"--seed must be 0 or more, got {self.seed}")
 
     def preprocessing(self, backbone: Backbone, manifest: Manifest) -> Preprocessing:
         """Return the preprocessing of this run, its automatic size settled by the images."""
@@ -59,3 +63,41 @@ class Recipe:
         """Return plain types."""
         fields = asdict(self)
         return fields | {"weights": None if self.weights is None else os.fspath(self.weights)}
+
+
+RECIPES = {
+    "features": Recipe(),
+    # the longer side by what two cores tune in minutes; see docs/results.md
+    "finetune": Recipe(name="finetune", long_side_px=384, tuning=Tuning()),
+    # the tutorial that Lobule grew from: what it got right as it was, the rest mended
+    "densenet201": Recipe(
+        name="densenet201",
+        backbone="densenet201",
+        long_side_px=224,
+        tuning=Tuning(
+            epochs=60,
+            batch_size=16,
+            optimizer="adam",
+            lr=1e-4,
+            weight_decay=0.0,
+            layer_decay=1.0,
+            head="random",
+            unfreeze_share=1.0,
+            unfreeze_epochs=0,
+            norm_statistics="updated",
+            schedule="plateau",
+            warmup_epochs=0,
+            plateau_metric="accuracy",
+            plateau_patience=5,
+            plateau_factor=0.2,
+            min_lr=1e-7,
+            ema=0.0,
+            dropout=0.5,
+            clip_norm=0.0,
+            balance="none",
+            select="loss",
+            patience=0,
+        ),
+    ),
+}
+"""The recipes that can be named; any field can be overridden, see `training.settings`."""
