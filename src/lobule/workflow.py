@@ -8,7 +8,8 @@ A run folder holds what each stage wrote, so that each can be inspected and made
     predictions.parquet  what the evaluation is of: pooled out-of-fold, or the held-out part
     out_of_fold.parquet  only with a held-out part: the scores the threshold was chosen on
     evaluation.json      every figure with its interval
-    leakage.json         the same model under random, slide and patient folds
+    leakage.json         frozen features under random, slide and patient folds
+    training/            only with a tuned network: how each training went (training.json)
     model/               the model folder
     report.html          all of it, for people
 """
@@ -16,19 +17,16 @@ A run folder holds what each stage wrote, so that each can be inspected and made
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lobule import __version__
 from lobule.data.audit import audit
+from lobule.data.cache import drop_pixels
 from lobule.data.cohort import write_tissue
 from lobule.data.findings import Audit, require_clean
 from lobule.data.manifest import (
@@ -41,20 +39,30 @@ from lobule.data.manifest import (
 from lobule.data.scan import scan
 from lobule.data.splits import assign_folds, assign_parts, check_disjoint, merge_linked_groups
 from lobule.errors import DataError, UsageError, name_some
-from lobule.evaluation.evaluate import Evaluation, evaluate
+from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.leakage import Leakage
-from lobule.evaluation.predictions import Level, Predictions, make_predictions, write_predictions
-from lobule.evaluation.thresholds import OperatingPoint
+from lobule.evaluation.predictions import make_predictions, write_predictions
 from lobule.files import write_json
 from lobule.models.backbones import load_backbone
-from lobule.models.bundle import ModelInfo, make_model, save_model
-from lobule.models.classifier import Features
+from lobule.models.bundle import make_model, save_model
 from lobule.progress import Progress, no_progress
 from lobule.reporting.report import report
 from lobule.run import Run, claim, complete, refuse_taken
-from lobule.training.crossfit import Fitted, check_folds, fit, operating_points, out_of_fold
+from lobule.training.checkpoint import drop_checkpoints
+from lobule.training.crossfit import check_folds, out_of_fold
 from lobule.training.features import embed
+from lobule.training.final import (
+    describe_model,
+    keep_frozen,
+    keep_tuned,
+    lock_points,
+    performance,
+    versions,
+    write_trainings,
+)
+from lobule.training.finetune import Bench, check_tuning
 from lobule.training.leakage import measure_leakage
+from lobule.training.machine import Machine
 from lobule.training.recipe import Recipe
 
 
@@ -150,6 +158,7 @@ def train(
     recipe: Recipe | None = None,
     allow: Sequence[str] = (),
     cache: Path | None = None,
+    machine: Machine | None = None,
     progress: Progress = no_progress,
 ) -> Run:
     """Turn a folder of images (or a manifest) into a model, its figures and a report at `out`.
@@ -157,9 +166,13 @@ def train(
     Where the data come with a test part (a column `split`, from train/ and validation/ or test/
     folders or from `split`), the figures are of that part; otherwise of pooled out-of-fold
     predictions of `recipe.folds` patient folds, and the model is fitted on all patients.
+    A recipe that tunes the network does so once a fold and once on all patients, and stands beside
+    the same network frozen.
     allow: codes of blocking findings to accept (see `audit.OVERRIDABLE`). cache: folder for
-    features; a run that was interrupted goes on from there when it is started again.
-    Raises DataError if the audit finds what blocks training, OutputError if `out` is in use.
+    features and pixels. machine: what networks are tuned on.
+    A run that was interrupted goes on where it was when it is started again.
+    Raises DataError if the audit finds what blocks training, OutputError if `out` is in use,
+    TrainingError if a network cannot be tuned further.
     """
     recipe = recipe or Recipe()
     refuse_taken(out)
@@ -173,30 +186,44 @@ def train(
     class_indices(ready.manifest.table["label"], classes)
     fold = _folds(learn, recipe)
     check_folds(learn.manifest, fold, learn.groups.tolist())
-    backbone = load_backbone(recipe.backbone, weights=recipe.weights)
+    check_tuning(learn.manifest, learn.groups.tolist(), fold, recipe)
+    backbone = load_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
     prep = recipe.preprocessing(backbone, ready.manifest)
     claim(out, _request(manifest, recipe, allow))
 
     features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
-    seen = features.where(~held_out)
+    seen, groups = features.where(~held_out), learn.groups.tolist()
+    part = ready.manifest.where(held_out)
     unit = "patient" if learn.manifest.patients_known else "image (patients unknown)"
-    oof = out_of_fold(
-        learn.manifest, seen, fold, learn.groups.tolist(), recipe,
+    frozen = out_of_fold(
+        learn.manifest, seen, fold, groups, recipe,
         source=f"pooled out-of-fold predictions of {fold.max() + 1} {unit} folds",
         progress=progress,
     )  # fmt: skip
-    fitted, points = fit_final(learn, seen, oof, recipe)
-    model = make_model(_info(learn, recipe, fitted, points), backbone, prep, fitted.heads)
+    learned = keep_frozen(
+        learn.manifest, groups, seen, frozen, backbone,
+        held_out=features.where(held_out), recipe=recipe,
+    )  # fmt: skip
+    if recipe.tuning is not None:
+        bench = Bench(
+            learn.manifest, tuple(groups), seen, backbone, prep, recipe,
+            folder=out / "training", cache=cache or out / "training",
+            machine=machine or Machine(), progress=progress,
+        )  # fmt: skip
+        learned = keep_tuned(bench, fold, learned, held_out=part)
+        write_trainings(learned, bench)
+    points = lock_points(learn.manifest, learned.oof, recipe)
+    info = describe_model(learn.manifest, recipe, points, learned)
+    model = make_model(info, learned.backbone, prep, learned.heads)
 
     identity = {"model": model.id, "weights": model.weights_sha256, "preprocessing": prep.id}
-    oof = replace(oof, table=oof.table.assign(fold=fold, **identity))
+    oof = replace(learned.oof, table=learned.oof.table.assign(fold=fold, **identity))
     predictions = oof
-    if held_out.any():
-        part = ready.manifest.where(held_out)
+    if len(part):
         predictions = make_predictions(
             part,
             model.info.classes,
-            model.heads.probabilities(features.where(held_out)),
+            learned.held_out,
             {level: np.full(len(part), p.threshold) for level, p in points.items()},
             **identity,
             source=f"held-out {part.table['split'].iloc[0]} part",
@@ -206,10 +233,10 @@ def train(
         (out / "out_of_fold.parquet").unlink(missing_ok=True)
     evaluation = evaluate(predictions, seed=recipe.seed)
     leakage = measure_leakage(
-        learn.manifest, seen, learn.groups.tolist(), recipe,
-        patient_folds=oof, long_side_px=prep.long_side_px, progress=progress,
+        learn.manifest, seen, groups, recipe,
+        patient_folds=frozen, long_side_px=prep.long_side_px, progress=progress,
     )  # fmt: skip
-    model = replace(model, info=replace(model.info, performance=_performance(evaluation)))
+    model = replace(model, info=replace(model.info, performance=performance(evaluation)))
 
     write_manifest(_with_folds(ready.manifest, ~held_out, fold), out / "manifest.parquet")
     write_json(out / "audit.json", ready.audit.to_json())
@@ -218,6 +245,9 @@ def train(
     write_json(out / "leakage.json", leakage.to_json())
     save_model(model, out / "model")
     complete(out, versions())
+    drop_checkpoints(out / "training")
+    if cache is None:
+        drop_pixels(out / "training")
     report(out)
     return Run(out, ready.audit, evaluation, leakage, model)
 
@@ -233,7 +263,7 @@ def leakage(
     """Measure what the usual random split would have claimed on these data; see `Leakage`."""
     recipe = recipe or Recipe()
     ready = prepare(load_data(data, progress=progress), allow=allow, progress=progress)
-    backbone = load_backbone(recipe.backbone, weights=recipe.weights)
+    backbone = load_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
     prep = recipe.preprocessing(backbone, ready.manifest)
     features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
     return measure_leakage(
@@ -276,37 +306,6 @@ def held_out_rows(manifest: Manifest) -> NDArray[np.bool_]:
     return rows
 
 
-def fit_final(
-    learn: Prepared, features: Features, oof: Predictions, recipe: Recipe
-) -> tuple[Fitted, dict[Level, OperatingPoint]]:
-    """Fit on all training patients, and lock thresholds chosen on their out-of-fold scores."""
-    classes = learn.manifest.classes
-    y = class_indices(learn.manifest.table["label"], classes)
-    fitted = fit(features, y, learn.groups.tolist(), n_classes=len(classes), seed=recipe.seed)
-    n = f"{learn.manifest.groups.nunique()} patients, {len(y)} images"
-    if not learn.manifest.patients_known:
-        n = f"{len(y)} images, patients unknown"
-    points = operating_points(
-        learn.manifest,
-        classes,
-        oof.probabilities(),
-        sensitivity=recipe.sensitivity,
-        source=f"pooled out-of-fold scores of {n}",
-    )
-    return fitted, points
-
-
-def versions() -> dict[str, str]:
-    """Return what produced a result: Lobule, Python, platform and the libraries that compute."""
-    packages = ("torch", "timm", "numpy", "scikit-learn", "pillow", "pandas")
-    return {
-        "lobule": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def _request(manifest: Manifest, recipe: Recipe, allow: Sequence[str]) -> dict[str, Any]:
     """Return what makes two runs the same: settings, images, and who and where they are."""
     columns = [c for c in ("path", "label", "patient", "slide", "split", "fold")
@@ -339,58 +338,3 @@ def _with_folds(manifest: Manifest, learn: NDArray[np.bool_], fold: NDArray[np.i
     column = np.full(len(manifest), -1)
     column[learn] = fold
     return manifest.with_columns(fold=column)
-
-
-def _info(
-    learn: Prepared, recipe: Recipe, fitted: Fitted, points: Mapping[Level, OperatingPoint]
-) -> ModelInfo:
-    manifest = learn.manifest
-    by_class = manifest.table.groupby("label")
-    return ModelInfo(
-        name=f"lobule-{recipe.name}",
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        classes=manifest.classes,
-        operating_points={level: asdict(point) for level, point in points.items()},
-        calibration={"method": "none", "source": "probabilities are used as the head gives them"},
-        training={
-            "data_hash": manifest.data_hash,
-            "n_images": len(manifest),
-            "n_patients": int(manifest.groups.nunique()),
-            "patients_known": manifest.patients_known,
-            "classes": {
-                name: {"images": len(rows), "patients": int(rows["patient"].nunique())}
-                for name, rows in by_class
-            },
-            "strength": fitted.strength,
-            "recipe": recipe.to_json(),
-        },
-        performance={},
-        versions=versions(),
-    )
-
-
-_CARD_FIGURES = ("roc_auc", "brier", "ece")
-
-
-def _performance(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the rows of the model card."""
-    rows = []
-    for level, figures in evaluation.levels.items():
-        last = figures.decisions[-1]
-        chosen = {name: figures.metrics[name] for name in _CARD_FIGURES}
-        chosen |= {
-            f"{name} ({last.rule})": interval
-            for name, interval in last.metrics.items()
-            if name in ("sensitivity", "specificity", "balanced_accuracy")
-        }
-        rows += [
-            {
-                "level": level,
-                "name": name,
-                "text": i.told(),
-                **i.to_json(),
-            }
-            for name, i in chosen.items()
-        ]
-    who = f"{evaluation.n_patients} patients" if evaluation.patients_known else "patients unknown"
-    return {"source": f"{evaluation.source}: {evaluation.n_images} images, {who}", "rows": rows}

@@ -5,20 +5,18 @@ Heavy imports stand inside the verbs, so that `lobule --help` answers at once.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lobule import __version__
 from lobule.cli import texts
-from lobule.cli.console import PARTIAL, Verbs, bar, emit, say
+from lobule.cli.console import PARTIAL, Said, Verbs, bar, emit, say
 from lobule.errors import UsageError, show
-
-if TYPE_CHECKING:
-    from lobule.training.recipe import Recipe
 
 app = typer.Typer(
     name="lobule",
@@ -54,21 +52,32 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(help="Accept a blocking finding by its code; may be given several times."),
 ]
-Backbone = Annotated[str, typer.Option(help="Name of a timm network.")]
-Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights for the backbone.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        help="A timm network, hf-hub:ORG/NAME, a local folder or a .safetensors file; "
+        "default: that of the recipe."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Local .safetensors weights for the backbone, or none for random ones."),
+]
 Size = Annotated[
     int | None, typer.Option(help="Longer side of the input in pixels; default: from the images.")
 ]
 Folds = Annotated[int, typer.Option(help="Number of patient folds.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of tuning; default: of the recipe.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a setting of the recipe, as in lr=3e-4; may be given several times."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the split.")]
 Cache = Annotated[
     bool, typer.Option(help="Keep features in the cache folder ($LOBULE_CACHE) and reuse them.")
 ]
-Sensitivity = Annotated[
-    float, typer.Option(help="Sensitivity that the locked operating point must reach.")
-]
-
-DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 
 class OnError(StrEnum):
@@ -78,6 +87,25 @@ class OnError(StrEnum):
     skip = "skip"
 
 
+class Device(StrEnum):
+    """What networks are tuned on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    """What networks are tuned in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+DeviceChoice = Annotated[Device, typer.Option(help="Where networks are tuned.")]
+PrecisionChoice = Annotated[Precision, typer.Option(help="Precision of tuning.")]
+Workers = Annotated[int, typer.Option(help="Processes that load images while tuning.")]
 OnErrorChoice = Annotated[OnError, typer.Option(help="For images that cannot be read.")]
 
 
@@ -85,6 +113,9 @@ def main() -> None:
     """Entry point of the `lobule` command."""
     # Pillow's remarks on odd metadata are of no use here: what matters of it is an error of ours
     warnings.filterwarnings("ignore", module="PIL")
+    log = logging.getLogger("lobule")
+    log.setLevel(logging.INFO)
+    log.addHandler(Said())
     app()
 
 
@@ -185,13 +216,25 @@ def split(
 def train(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder to make.")],
-    recipe: Annotated[str, typer.Option(help="Recipe: features.")] = "features",
-    folds: Folds = 5,
-    backbone: Backbone = DEFAULT_BACKBONE,
+    recipe: Annotated[
+        str, typer.Option(help="features, finetune, densenet201, or a TOML file.")
+    ] = "features",
+    set_: Set = None,
+    folds: Annotated[int | None, typer.Option(help="Number of patient folds; default: 5.")] = None,
+    backbone: Backbone = None,
     weights: Weights = None,
     size: Size = None,
-    sensitivity: Sensitivity = 0.95,
-    seed: Seed = 0,
+    epochs: Epochs = None,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(help="Sensitivity that the locked operating point must reach; default: 0.95."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the split and of all that is drawn; default: 0.")
+    ] = None,
+    device: DeviceChoice = Device.auto,
+    precision: PrecisionChoice = Precision.auto,
+    workers: Workers = 0,
     pattern: Pattern = None,
     metadata: Metadata = None,
     root: Root = None,
@@ -200,22 +243,57 @@ def train(
     cache: Cache = True,
     json: Json = False,
 ) -> None:
-    """Scan, audit, split by patient, fit, evaluate and report in one go."""
+    """Scan, audit, split by patient, fit, evaluate and report in one go.
+
+    The same command goes on with a run that was interrupted.
+    """
     from lobule.files import default_cache
+    from lobule.training.distributed import joined, leading
+    from lobule.training.finetune import assist
+    from lobule.training.machine import Machine
+    from lobule.training.settings import make_recipe, parse_settings
     from lobule.workflow import load_data
     from lobule.workflow import train as run
 
-    found = run(
-        load_data(
-            data, pattern=pattern, metadata=metadata, root=root, positive=positive, progress=bar
-        ),
-        out,
-        recipe=_recipe(recipe, folds, backbone, weights, size, sensitivity, seed),
-        allow=allow or [],
-        cache=default_cache() if cache else None,
-        progress=bar,
-    )
+    options = {
+        "folds": folds, "backbone": backbone, "weights": weights, "long_side_px": size,
+        "epochs": epochs, "sensitivity": sensitivity, "seed": seed,
+    }  # fmt: skip
+    given = {key: value for key, value in options.items() if value is not None}
+    chosen = make_recipe(recipe, parse_settings(set_ or []) | given)
+    with joined() as world:
+        if not world.leads:
+            assist(world)
+            return
+        machine = Machine(device.value, precision.value, workers, world=world)
+        with leading(world):
+            found = run(
+                load_data(
+                    data, pattern=pattern, metadata=metadata, root=root, positive=positive,
+                    progress=bar,
+                ),
+                out,
+                recipe=chosen,
+                allow=allow or [],
+                cache=default_cache() if cache else None,
+                machine=machine,
+                progress=bar,
+            )  # fmt: skip
     emit(texts.run_text(found), texts.run_record(found), as_json=json)
+
+
+@app.command(epilog="Example: lobule summary densenet201 --input 224")
+def summary(
+    backbone: Annotated[str, typer.Argument(help="As --backbone of train.")],
+    input_px: Annotated[int, typer.Option("--input", help="Side of the input in pixels.")] = 224,
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 2,
+    json: Json = False,
+) -> None:
+    """Show output shape and parameters of every layer of the network that would be tuned."""
+    from lobule.models.summary import summarise
+
+    found = summarise(backbone, input_px=input_px, n_classes=classes)
+    emit(texts.summary_text(found), found.to_json(), as_json=json)
 
 
 @app.command(epilog="Example: lobule predict run/model new-photographs -o predictions.csv")
@@ -288,7 +366,7 @@ def evaluate(
 def leakage(
     data: Data,
     folds: Folds = 5,
-    backbone: Backbone = DEFAULT_BACKBONE,
+    backbone: Backbone = None,
     weights: Weights = None,
     size: Size = None,
     seed: Seed = 0,
@@ -302,14 +380,19 @@ def leakage(
 ) -> None:
     """Score the same model under random, slide and patient folds: what leakage is worth here."""
     from lobule.files import default_cache
+    from lobule.training.settings import make_recipe
     from lobule.workflow import leakage as run
     from lobule.workflow import load_data
 
+    options = {
+        "folds": folds, "backbone": backbone, "weights": weights, "long_side_px": size,
+        "seed": seed,
+    }  # fmt: skip
     found = run(
         load_data(
             data, pattern=pattern, metadata=metadata, root=root, positive=positive, progress=bar
         ),
-        recipe=_recipe("features", folds, backbone, weights, size, 0.95, seed),
+        recipe=make_recipe("features", {key: v for key, v in options.items() if v is not None}),
         allow=allow or [],
         cache=default_cache() if cache else None,
         progress=bar,
@@ -356,27 +439,3 @@ def doctor(json: Json = False) -> None:
     emit(texts.doctor_text(checks), record, as_json=json)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
-
-
-def _recipe(
-    name: str,
-    folds: int,
-    backbone: str,
-    weights: Path | None,
-    size: int | None,
-    sensitivity: float,
-    seed: int,
-) -> Recipe:
-    from lobule.training.recipe import Recipe
-
-    if weights is not None and not weights.exists():
-        raise UsageError(f"--weights {show(weights)}: no such file")
-    return Recipe(
-        name=name,
-        backbone=backbone,
-        weights=weights,
-        long_side_px=size,
-        folds=folds,
-        sensitivity=sensitivity,
-        seed=seed,
-    )

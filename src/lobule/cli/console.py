@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -20,6 +21,7 @@ from lobule.errors import LobuleError
 T = TypeVar("T")
 
 INTERRUPTED = 130
+TERMINATED = 143
 PARTIAL = 5
 
 
@@ -33,9 +35,10 @@ class Verbs(TyperGroup):
         except LobuleError as error:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            say("interrupted; features that were finished are kept, `train` goes on from them")
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            say("interrupted; what was finished is kept, the same `train` command goes on from it")
+            # 128 and the signal's number, as a shell has it; Ctrl-C is signal 2
+            raise typer.Exit(128 + getattr(stop, "signal", INTERRUPTED - 128)) from None
         except BrokenPipeError:
             # the reader of our output has left, as in `lobule scan DIR | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,6 +57,14 @@ class Verbs(TyperGroup):
                 "  this is a fault in Lobule; LOBULE_DEBUG=1 shows where, please report it"
             )
             raise typer.Exit(1) from None
+
+
+class Said(logging.Handler):
+    """Shows what the library logs on standard error, as plain text, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        say(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
 
 
 def say(text: str) -> None:
