@@ -34,7 +34,8 @@ def main(run: Path) -> None:
     for name, baseline in found.baselines.items():
         row(f"roc_auc of {name}", [auc(baseline[level]) for level in levels])
     row("roc_auc of the plain view", ["" if found.plain is None else auc(found.plain), "", ""])
-    row("gain over colour statistics", [told(found.gain[level]) for level in levels])
+    for name, gain in found.gain.items():
+        row(f"gain over {name}", [told(gain[level]) for level in levels])
     print(f"\n| folds, {leakage.long_side_px} px | image ROC AUC |\n| --- | --- |")
     for name, value in leakage.auc.items():
         row(f"by {name}", [told(value)])

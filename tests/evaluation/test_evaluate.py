@@ -13,10 +13,13 @@ from sklearn import metrics
 from lobule.data.manifest import Manifest, complete
 from lobule.errors import DataError
 from lobule.evaluation.evaluate import Evaluation, evaluate
+from lobule.evaluation.intervals import patient_weights
 from lobule.evaluation.predictions import Predictions, make_predictions
 
 
-def cohort(seed: int = 0, *, patients: int = 14, classes=("benign", "malignant"), known=True):
+def cohort(
+    seed: int = 0, *, patients: int = 14, classes=("benign", "malignant"), known=True, tuned=False
+):
     """Predictions of made-up patients with five images each on two slides."""
     rng = np.random.default_rng(seed)
     k = len(classes)
@@ -35,10 +38,12 @@ def cohort(seed: int = 0, *, patients: int = 14, classes=("benign", "malignant")
     thresholds = {}
     if k == 2:
         thresholds = {level: np.full(len(y), 0.37) for level in ("image", "slide", "patient")}
+    frozen = {"frozen": rng.dirichlet(np.ones(k), len(y)) + 0.3 * np.eye(k)[y]} if tuned else {}
     return make_predictions(
         Manifest(Path(), complete(pd.DataFrame(rows))), tuple(classes),
-        {"prob": prob, "plain": prob[:, ::1], "colour": np.full_like(prob, 1 / k),
-         "prior": np.tile(np.bincount(y, minlength=k) / len(y), (len(y), 1))},
+        {"prob": prob, "plain": prob[::-1], "colour": np.full_like(prob, 1 / k),
+         "prior": np.tile(np.bincount(y, minlength=k) / len(y), (len(y), 1))}
+        | {kind: p / p.sum(axis=1, keepdims=True) for kind, p in frozen.items()},
         thresholds, model="m-1", source="test part",
     )  # fmt: skip
 
@@ -97,10 +102,74 @@ def test_baselines_stand_at_every_level_and_the_majority_cannot_rank(found):
 
 
 def test_gain_is_the_difference_to_the_colour_baseline(found):
-    for level, gain in found.gain.items():
+    assert set(found.gain) == {"colour statistics"}
+    assert set(found.gain["colour statistics"]) == {"image", "slide", "patient"}
+    for level, gain in found.gain["colour statistics"].items():
         model = found.levels[level].metrics["roc_auc"].estimate
         colour = found.baselines["colour statistics"][level].metrics["roc_auc"].estimate
         assert gain.estimate == pytest.approx(model - colour)
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Evaluation:
+    return evaluate(cohort(tuned=True), draws=200)
+
+
+def units_of(level):
+    """Truth, model and frozen score of each image or patient, and its patient, by pandas alone."""
+    table = cohort(tuned=True).table.assign(y=lambda t: (t["label"] == "malignant").astype(int))
+    columns = ["y", "prob_malignant", "frozen_malignant"]
+    if level == "patient":
+        table = table.groupby("patient")[columns].mean().reset_index()
+    return [table[column].to_numpy() for column in (*columns, "patient")]
+
+
+@pytest.mark.parametrize("level", ["image", "patient"])
+def test_frozen_features_are_a_baseline_of_a_tuned_model(tuned, level):
+    y, _, frozen, _ = units_of(level)
+    figures = tuned.baselines["frozen features"][level]
+    expected = metrics.roc_auc_score(y, frozen)
+    assert figures.metrics["roc_auc"].estimate == pytest.approx(expected, abs=1e-12)
+    assert [decision.rule for decision in figures.decisions] == ["0.5"]
+    called = metrics.confusion_matrix(y, frozen >= 0.5).tolist()
+    assert figures.decisions[0].confusion == called
+
+
+@pytest.mark.parametrize("level", ["image", "patient"])
+def test_gain_over_frozen_features_is_taken_on_the_same_redrawn_patients(tuned, level):
+    y, model, frozen, patient = units_of(level)
+    auc = metrics.roc_auc_score
+    drawn = []
+    for weights in patient_weights(patient, draws=200, seed=0):
+        for weight in weights.astype(int):
+            rows = np.repeat(np.arange(len(y)), weight)
+            if len(set(y[rows])) == 2:
+                drawn.append(auc(y[rows], model[rows]) - auc(y[rows], frozen[rows]))
+    gain = tuned.gain["frozen features"][level]
+    assert gain.estimate == pytest.approx(auc(y, model) - auc(y, frozen), abs=1e-12)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (gain.low, gain.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+    assert gain.dropped == 200 - len(drawn)
+
+
+def test_frozen_features_change_no_other_figure(found, tuned):
+    assert set(tuned.gain) == {"frozen features", "colour statistics"}
+    with_frozen, without = tuned.to_json(), found.to_json()
+    for nested in ("baselines", "gain"):
+        del with_frozen[nested]["frozen features"]
+    assert with_frozen == without
+
+
+def test_gain_of_three_classes_is_the_mean_over_classes():
+    predictions = cohort(classes=("a", "b", "c"), patients=15, tuned=True)
+    gain = evaluate(predictions, draws=50).gain["frozen features"]["image"]
+    model, frozen = (
+        metrics.roc_auc_score(
+            predictions.y, predictions.probabilities(kind), multi_class="ovr", average="macro"
+        )
+        for kind in ("prob", "frozen")
+    )
+    assert gain.estimate == pytest.approx(model - frozen, abs=1e-12)
 
 
 def test_baselines_have_no_operating_point_of_the_model(found):
@@ -148,14 +217,17 @@ def test_one_class_leaves_figures_undefined_with_the_reason():
     assert found.levels["image"].decisions[0].metrics["specificity"].reason is None
 
 
-def test_record_survives_json(found):
-    text = json.dumps(found.to_json(), allow_nan=False)
-    assert Evaluation.from_json(json.loads(text)).to_json() == found.to_json()
+def test_record_survives_json(tuned):
+    text = json.dumps(tuned.to_json(), allow_nan=False)
+    back = Evaluation.from_json(json.loads(text))
+    assert back.to_json() == tuned.to_json()
+    assert back.gain == tuned.gain
 
 
-def test_another_schema_is_refused(found):
-    with pytest.raises(DataError, match="not an evaluation: schema None"):
-        Evaluation.from_json({})
+@pytest.mark.parametrize("schema", [None, "lobule.evaluation/1"])
+def test_another_schema_is_refused_by_name(found, schema):
+    with pytest.raises(DataError, match=f"not an evaluation: schema {schema!r}, not"):
+        Evaluation.from_json({**found.to_json(), "schema": schema})
 
 
 def test_same_seed_gives_the_same_intervals():

@@ -1,4 +1,4 @@
-"""A run folder made directly: known images, seeded probabilities, no network."""
+"""Run folders made directly: known images, seeded probabilities, no network."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.intervals import Interval
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import make_predictions, write_predictions
-from lobule.files import write_json
+from lobule.files import write_json, write_text
 
 FINDINGS = (
     Finding("few-patients", "warning", "class 'benign' has 4 patients", ()),
@@ -33,6 +33,12 @@ def run(make_run, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"))
 
 
+@pytest.fixture(scope="session")
+def tuned_run(make_run, tmp_path_factory):
+    """The same run with a tuned network; read it, do not change it."""
+    return make_run(tmp_path_factory.mktemp("tuned"), tuned=True)
+
+
 def build_run(
     folder,
     *,
@@ -45,10 +51,12 @@ def build_run(
     findings=FINDINGS,
     inflation=(0.1, 0.02, 0.2),
     seed=0,
+    tuned=False,
 ):
     """Write images/ and run/ below `folder`; returns the run folder.
 
-    names: other file names, by number. Every image has a colour of its own.
+    names: other file names, by number. Every image has a colour of its own. tuned: whether the
+    network was tuned, so that there are frozen_ columns and a folder training/.
     """
     manifest = make_manifest(folder / "images", classes, n_patients, names or {})
     if not patients_known:
@@ -67,6 +75,7 @@ def build_run(
         findings=findings,
         inflation=inflation,
         seed=seed,
+        tuned=tuned,
     )
 
 
@@ -98,15 +107,17 @@ def make_manifest(root, classes, n_patients, names):
     return Manifest(root, complete(pd.DataFrame(rows)))
 
 
-def write_run(out, manifest, classes, *, allow, findings, inflation, seed):
+def write_run(out, manifest, classes, *, allow, findings, inflation, seed, tuned):
     rng = np.random.default_rng(seed)
+    strengths = {"prob": 1.5, "plain": 1.2, "colour": 0.6} | ({"frozen": 1.0} if tuned else {})
+    name = "lobule-finetune" if tuned else "lobule-features"
     known = manifest.patients_known
 
     def predict(part, source):
         y = part.table["label"].map(classes.index).to_numpy(dtype=int)
         logits = {
             kind: strength * np.eye(len(classes))[y] + rng.normal(size=(len(y), len(classes)))
-            for kind, strength in (("prob", 1.5), ("plain", 1.2), ("colour", 0.6))
+            for kind, strength in strengths.items()
         }
         prob = {
             kind: np.exp(value) / np.exp(value).sum(axis=1, keepdims=True)
@@ -121,7 +132,7 @@ def write_run(out, manifest, classes, *, allow, findings, inflation, seed):
             classes,
             prob,
             thresholds,
-            model="lobule-features-0123456789ab",
+            model=f"{name}-0123456789ab",
             weights="ab" * 32,
             preprocessing="0123456789ab",
             source=source,
@@ -138,7 +149,8 @@ def write_run(out, manifest, classes, *, allow, findings, inflation, seed):
         )
         write_predictions(oof, out / "out_of_fold.parquet")
     evaluation = evaluate(predictions, draws=200, seed=0)
-    apart = evaluation.levels["image"].metrics["roc_auc"]
+    measured = evaluation.baselines["frozen features"] if tuned else evaluation.levels
+    apart = measured["image"].metrics["roc_auc"]
     leakage = Leakage(
         auc={
             "image": Interval(0.98, 0.95, 0.99, 200, 0),
@@ -162,7 +174,13 @@ def write_run(out, manifest, classes, *, allow, findings, inflation, seed):
             "state": "incomplete",
             "started": "2026-01-02T03:04:05Z",
             "request": {
-                "recipe": {"name": "features", "backbone": "net", "weights": None, "folds": 5},
+                "recipe": {
+                    "name": name.removeprefix("lobule-"),
+                    "backbone": "net",
+                    "weights": None,
+                    "folds": 5,
+                    "tuning": {"epochs": 6, "layer_decay": 0.8} if tuned else None,
+                },
                 "data_hash": manifest.data_hash,
                 "allow": list(allow),
             },
@@ -173,11 +191,79 @@ def write_run(out, manifest, classes, *, allow, findings, inflation, seed):
     write_predictions(predictions, out / "predictions.parquet")
     write_json(out / "evaluation.json", evaluation.to_json())
     write_json(out / "leakage.json", leakage.to_json())
-    write_json(out / "model" / "model.json", model_record(learn, classes, evaluation))
+    record = model_record(learn, classes, evaluation, name=name)
+    if tuned:
+        record["training"] |= {"strength": None, "tuning": TUNING}
+        write_training(out / "training", manifest)
+    write_json(out / "model" / "model.json", record)
     return out
 
 
-def model_record(manifest, classes, evaluation):
+TUNING = {"selected_epoch": 4, "epochs": 6, "select": "loss", "n_validation_patients": 3, "lr": 1}
+
+
+def write_training(folder, manifest):
+    """What tuning leaves: three folds that stopped early, and the final fit.
+
+    Fit k keeps epoch k, whose validation loss is 0.3 + k / 100 and ROC AUC 0.9 - k / 100. Fold 1
+    also has the epoch before the first step.
+    """
+    names = ["fold 1", "fold 2", "fold 3", "final"]
+    fits = [
+        {
+            "name": name,
+            "folder": name.replace(" ", "-"),
+            "n_train_images": 20 + k,
+            "n_train_patients": 5 + k,
+            "n_validation_images": 8,
+            "n_validation_patients": 2,
+            "selected_epoch": k,
+            "epochs": 6 if name == "final" else 5,
+            "steps": 60,
+            "stopped": "all epochs" if name == "final" else "early",
+        }
+        for k, name in enumerate(names, start=1)
+    ]
+    for k, fit in enumerate(fits, start=1):
+        lines = [epoch_line(n, k) for n in range(0 if k == 1 else 1, fit["epochs"] + 1)]
+        write_text(folder / fit["folder"] / "metrics.jsonl", "".join(lines))
+    write_json(
+        folder / "training.json",
+        {
+            "schema": "lobule.training/1",
+            "select": "loss",
+            "device": "cpu",
+            "precision": "bf16",
+            "fits": fits,
+        },
+    )
+    first = Image.open(manifest.file(manifest.table["path"].iloc[0]))
+    sheet = Image.new("RGB", (first.width * 5, first.height * 3), "white")
+    for x in range(5):
+        for y in range(3):
+            sheet.paste(first.rotate(9 * x), (first.width * x, first.height * y))
+    sheet.save(folder / "augmented.jpg")
+
+
+def epoch_line(epoch, kept):
+    """One line of metrics.jsonl; the validation loss is lowest at epoch `kept`."""
+    start = epoch == 0
+    record = {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "lr": None if start else 0.0003,
+        "train_loss": None if start else 0.7 - 0.1 * epoch,
+        "train_accuracy": None if start else 0.5 + 0.08 * epoch,
+        "validation_loss": 0.3 + kept / 100 + 0.04 * abs(epoch - kept),
+        "validation_accuracy": 0.8 - 0.02 * abs(epoch - kept),
+        "validation_balanced_accuracy": 0.75,
+        "validation_roc_auc": None if start else 0.9 - kept / 100 - 0.01 * abs(epoch - kept),
+        "validation_average_precision": None,
+    }
+    return json.dumps(record) + "\n"
+
+
+def model_record(manifest, classes, evaluation, *, name):
     """What `models.bundle.describe` returns, by hand."""
     by_class = {
         name: {"images": len(rows), "patients": int(rows["patient"].nunique())}
@@ -196,8 +282,8 @@ def model_record(manifest, classes, evaluation):
     }
     return {
         "schema": "lobule.model/1",
-        "id": "lobule-features-0123456789ab",
-        "name": "lobule-features",
+        "id": f"{name}-0123456789ab",
+        "name": name,
         "created": "2026-01-02T03:14:15Z",
         "classes": list(classes),
         "operating_points": points if len(classes) == 2 else {},
@@ -209,7 +295,8 @@ def model_record(manifest, classes, evaluation):
             "patients_known": manifest.patients_known,
             "classes": by_class,
             "strength": 0.001,
-            "recipe": {"name": "features"},
+            "tuning": None,
+            "recipe": {"name": name.removeprefix("lobule-")},
         },
         "performance": {"source": evaluation.source, "rows": []},
         "versions": {"lobule": "0.1.0", "python": "3.11", "torch": "2.6"},
@@ -227,6 +314,7 @@ def model_record(manifest, classes, evaluation):
             "weights": "somewhere",
             "license": "Apache-2.0",
             "n_features": 1280,
+            "arguments": {},
         },
         "weights_sha256": "ab" * 32,
     }

@@ -149,6 +149,15 @@ def test_no_two_of_six_classes_share_colour_and_dash():
     assert len(dashes) >= 5
 
 
+def test_two_baselines_differ_by_dash():
+    frozen = Curve("frozen", Y, np.roll(SCORE, 3), baseline=True)
+    svg = roc_figure([MODEL, COLOUR, frozen], name="two")
+    grey = re.findall(
+        r"stroke-dasharray: ([\d., ]+);[^\"]*stroke: var\(--muted\); stroke-width: 1.1", svg
+    )
+    assert len(set(grey)) == 2
+
+
 @pytest.mark.parametrize(
     "label",
     [

@@ -5,28 +5,25 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from pages import browse, evaluation_of, figures, read, rows_of
 from PIL import Image
 
 from lobule.data.findings import Finding
 from lobule.data.images import decode
 from lobule.data.manifest import read_manifest
 from lobule.errors import DataError, OutputError
-from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.intervals import Interval
 from lobule.evaluation.predictions import Predictions, read_predictions
 from lobule.reporting.gallery import confident_rows, sample_rows
 from lobule.reporting.report import report
 from lobule.reporting.verdict import number, span
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-CHROMIUM = "/usr/bin/chromium"
 SECTIONS = [
     "verdict",
     "data",
@@ -41,60 +38,6 @@ SECTIONS = [
     "record",
     "glossary",
 ]
-
-
-class Node:
-    def __init__(self, tag, attributes, parent):
-        self.tag, self.attributes, self.parent = tag, attributes, parent
-        self.children = []
-
-    def all(self, tag=None, **wanted):
-        """Every node below, in order, with this tag and these attributes (class: one of them)."""
-        wanted = {key.rstrip("_"): value for key, value in wanted.items()}
-        for child in self.children:
-            if isinstance(child, Node):
-                if tag in (None, child.tag) and all(
-                    value in (child.attributes.get(key) or "").split()
-                    for key, value in wanted.items()
-                ):
-                    yield child
-                yield from child.all(tag, **wanted)
-
-    def one(self, tag=None, **wanted):
-        return next(self.all(tag, **wanted))
-
-    @property
-    def text(self):
-        parts = [child if isinstance(child, str) else child.text for child in self.children]
-        return " ".join("".join(parts).split())
-
-
-class Tree(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.root = self.at = Node("", {}, None)
-        self.feed(text)
-        assert self.at is self.root, f"<{self.at.tag}> is not closed"
-
-    def handle_starttag(self, tag, attributes):
-        node = Node(tag, dict(attributes), self.at)
-        self.at.children.append(node)
-        if tag not in VOID:
-            self.at = node
-
-    def handle_startendtag(self, tag, attributes):
-        self.at.children.append(Node(tag, dict(attributes), self.at))
-
-    def handle_endtag(self, tag):
-        assert self.at.tag == tag, f"</{tag}> inside <{self.at.tag}>"
-        self.at = self.at.parent
-
-    def handle_data(self, data):
-        self.at.children.append(data)
-
-
-def read(path):
-    return Tree(Path(path).read_text(encoding="utf-8")).root
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +55,6 @@ def own_run(run, tmp_path):
 def three(make_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     return make_run(folder, classes=("benign", "in situ", "malignant"))
-
-
-def evaluation_of(run):
-    return Evaluation.from_json(json.loads((run / "evaluation.json").read_text()))
-
-
-def rows_of(table):
-    """Header cell and the data cells of each body row."""
-    for body in table.all("tbody"):
-        for row in body.all("tr"):
-            yield row.one("th").text, list(row.all("td"))
-
-
-def figures(cell):
-    """Estimate and bounds that a table cell carries, as stored."""
-    return [float(data.attributes["value"]) for data in cell.all("data")]
 
 
 def test_every_section_stands_in_order_with_headings_that_step_by_one(page):
@@ -209,7 +136,7 @@ def test_baselines_plain_view_and_gain_stand_beside_the_model(page, run):
     plain = evaluation.plain.metrics["roc_auc"]
     assert figures(rows["model, plain view only"][0]) == [plain.estimate, plain.low, plain.high]
     assert rows["model, plain view only"][2].text == "not measured"
-    gain = evaluation.gain["slide"]
+    gain = evaluation.gain["colour statistics"]["slide"]
     shown = figures(rows["gain of the model over colour statistics"][1])
     assert shown == [gain.estimate, gain.low, gain.high]
 
@@ -245,7 +172,7 @@ def test_the_verdict_is_built_from_the_figures(page, run):
         "A random split of the same images would have claimed 0.98 (0.95 to 0.99), which is "
         "0.10 (0.02 to 0.20) too much." in text
     )
-    assert span(evaluation.gain["image"], signed=True) in text
+    assert span(evaluation.gain["colour statistics"]["image"], signed=True) in text
 
 
 @pytest.mark.parametrize(
@@ -259,7 +186,7 @@ def test_the_verdict_is_built_from_the_figures(page, run):
 def test_a_gain_is_claimed_only_where_its_interval_leaves_out_zero(own_run, low, high, words):
     file = own_run / "evaluation.json"
     record = json.loads(file.read_text())
-    record["gain"]["image"] |= {"estimate": 0.1, "low": low, "high": high}
+    record["gain"]["colour statistics"]["image"] |= {"estimate": 0.1, "low": low, "high": high}
     file.write_text(json.dumps(record))
     text = read(report(own_run)).one("p", class_="verdict").text
     assert words in text
@@ -612,31 +539,9 @@ def test_the_run_made_by_hand_has_the_shape_of_a_real_one(run, finished_run):
 
 @pytest.mark.slow
 def test_a_browser_shows_it_without_error_request_or_overflow(run, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not there")
     path = report(run, out=tmp_path / "report.html")
-    errors, requests = [], []
-    quiet = [
-        "--no-sandbox",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-    ]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        try:
-            view = browser.new_page(viewport={"width": 320, "height": 700})
-            view.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-            view.on("pageerror", lambda error: errors.append(str(error)))
-            view.on("request", lambda request: requests.append(request.url))
-            view.goto(path.as_uri())
-            width = view.evaluate("document.documentElement.scrollWidth")
-            loaded = view.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
-        finally:
-            browser.close()
+    errors, requests, width, shown = browse(path)
     assert errors == []
-    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert requests == [path.as_uri()]
     assert width <= 320
-    assert loaded
+    assert shown

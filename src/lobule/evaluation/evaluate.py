@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from lobule.data.findings import FEW_PATIENTS
 from lobule.errors import DataError
-from lobule.evaluation.intervals import FloatArray, Interval, patient_bootstrap
+from lobule.evaluation.intervals import (
+    FloatArray,
+    Interval,
+    Statistic,
+    paired_difference,
+    patient_bootstrap,
+)
 from lobule.evaluation.metrics import (
     confusion,
     decision_metrics,
@@ -25,9 +31,14 @@ from lobule.evaluation.metrics import (
 )
 from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, decide
 
-SCHEMA = "lobule.evaluation/1"
+SCHEMA = "lobule.evaluation/2"
 
 DRAWS = 2000
+
+FROZEN, COLOUR, MAJORITY = "frozen features", "colour statistics", "majority"
+
+BASELINES = {FROZEN: "frozen", COLOUR: "colour", MAJORITY: "prior"}
+"""The kind of probabilities behind each baseline (see `predictions.KINDS`)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,9 @@ class Evaluation:
     """What a model is worth on these images, as far as they can tell.
 
     source: the data and split the figures are of. plain: image level without averaging over
-    views. baselines: by name, then by level. gain: ROC AUC of the model less that of the colour
-    baseline on the same redrawn patients, by level.
+    views. baselines: by name (those of BASELINES that there are predictions of), then by level.
+    gain: ROC AUC of the model less that of a baseline on the same redrawn patients, by name, then
+    by level; not of the majority, which ranks nothing.
     """
 
     classes: tuple[str, ...]
@@ -88,7 +100,7 @@ class Evaluation:
     levels: dict[Level, LevelFigures]
     plain: LevelFigures | None
     baselines: dict[str, dict[Level, LevelFigures]]
-    gain: dict[Level, Interval]
+    gain: dict[str, dict[Level, Interval]]
     subgroups: list[Subgroup]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +122,7 @@ class Evaluation:
                 name: {k: _figures(v) for k, v in levels.items()}
                 for name, levels in record["baselines"].items()
             }
-            fields["gain"] = _intervals(record["gain"])
+            fields["gain"] = {name: _intervals(levels) for name, levels in record["gain"].items()}
             fields["subgroups"] = [
                 Subgroup(**{**group, "metrics": _intervals(group["metrics"])})
                 for group in record["subgroups"]
@@ -136,11 +148,7 @@ def evaluate(predictions: Predictions, *, draws: int = DRAWS, seed: int = 0) -> 
     def figures(level: Level, kind: str) -> LevelFigures:
         return _level(units[level], level, kind, n_images=n_images, draws=draws, seed=seed)
 
-    baselines = {
-        name: {level: figures(level, kind) for level in LEVELS}
-        for name, kind in (("colour statistics", "colour"), ("majority", "prior"))
-        if predictions.has(kind)
-    }
+    known = {name: kind for name, kind in BASELINES.items() if predictions.has(kind)}
     return Evaluation(
         classes=predictions.classes,
         source=_one(table, "source"),
@@ -150,10 +158,14 @@ def evaluate(predictions: Predictions, *, draws: int = DRAWS, seed: int = 0) -> 
         n_patients=int(predictions.groups.nunique()),
         levels={level: figures(level, "prob") for level in LEVELS},
         plain=figures("image", "plain") if predictions.has("plain") else None,
-        baselines=baselines,
-        gain={level: _gain(units[level], draws, seed) for level in LEVELS}
-        if predictions.has("colour")
-        else {},
+        baselines={
+            name: {level: figures(level, kind) for level in LEVELS} for name, kind in known.items()
+        },
+        gain={
+            name: {level: _gain(units[level], kind, draws, seed) for level in LEVELS}
+            for name, kind in known.items()
+            if name != MAJORITY
+        },
         subgroups=[
             group
             for column in ("subtype", "magnification")
@@ -237,19 +249,21 @@ def _explained(
     return Interval(**{**asdict(interval), "reason": why})
 
 
-def _gain(units: Predictions, draws: int, seed: int) -> Interval:
-    y, positives = units.y, [1] if len(units.classes) == 2 else range(len(units.classes))
-    model, colour = units.probabilities("prob"), units.probabilities("colour")
+def _gain(units: Predictions, kind: str, draws: int, seed: int) -> Interval:
+    y = units.y
+    positives = [1] if len(units.classes) == 2 else range(len(units.classes))
 
-    def statistic(weight: FloatArray) -> dict[str, FloatArray]:
-        gains = [
-            roc_auc((y == c).astype(int), model[:, c], weight)
-            - roc_auc((y == c).astype(int), colour[:, c], weight)
-            for c in positives
-        ]
-        return {"gain": np.mean(gains, axis=0)}
+    def auc(kind: str) -> Statistic:
+        prob = units.probabilities(kind)
 
-    return patient_bootstrap(statistic, units.groups, draws=draws, seed=seed)["gain"]
+        def statistic(weight: FloatArray) -> dict[str, FloatArray]:
+            aucs = [roc_auc((y == c).astype(int), prob[:, c], weight) for c in positives]
+            return {"roc_auc": np.mean(aucs, axis=0)}
+
+        return statistic
+
+    found = paired_difference(auc("prob"), auc(kind), units.groups, draws=draws, seed=seed)
+    return found["roc_auc"]
 
 
 def _subgroups(predictions: Predictions, column: str, draws: int, seed: int) -> list[Subgroup]:

@@ -7,6 +7,7 @@ Columns, one row an image:
     prob_<class> ...        mean over the eight views; rows sum to 1
     plain_<class> ...       the plain view alone
     colour_<class> ...      baseline that sees colour statistics only
+    frozen_<class> ...      of a tuned network: a linear head on the same network before tuning
     prior_<class> ...       baseline that sees nothing: class shares of the training images
     threshold, threshold_slide, threshold_patient   operating point locked before (two classes)
     decision                class at the operating point (two classes) or of highest probability
@@ -33,7 +34,7 @@ Level = Literal["image", "slide", "patient"]
 
 LEVELS: tuple[Level, ...] = ("image", "slide", "patient")
 
-KINDS = ("prob", "plain", "colour", "prior")
+KINDS = ("prob", "plain", "frozen", "colour", "prior")
 """Prefixes of the probability columns."""
 
 TEXT = ("path", "label", "patient", "slide", "subtype")

@@ -1,78 +1,154 @@
-"""The model card: what a model folder's README.md says, all of it from model.json."""
+"""What a model says of itself: the model card, all of it from model.json."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lobule.errors import show
+from lobule.models.license import terms
+
 RESEARCH_USE = "Research use only. Not for diagnosis."
+
+Fact = tuple[str, str]
+"""A term and what is said of it."""
 
 
 def model_card(record: dict[str, Any]) -> str:
     """Return Markdown for the record of `bundle.describe`; no figure here is written by hand."""
-    training, prep, backbone = record["training"], record["preprocessing"], record["backbone"]
-    classes = " / ".join(record["classes"])
-    counts = "\n".join(
-        f"| {name} | {n['images']} | {_patients(n['patients'], training)} |"
-        for name, n in training["classes"].items()
-    )
+    training = record["training"]
+    facts = "\n".join(f"- **{term}:** {show(text)}" for term, text in card_facts(record))
     return f"""# {record["id"]}
 
 **{RESEARCH_USE}**
 
-A classifier of breast-histology photographs ({classes}), made by Lobule \
-{record["versions"]["lobule"]} on {record["created"]}.
+A classifier of breast-histology photographs, made by Lobule {record["versions"]["lobule"]} on \
+{record["created"]} from images of content hash `{training["data_hash"]}`.{_unknown(training)}
 
-## Intended use
-
-Research on photographs of the kind it was trained on: same stain, magnification and way of \
-taking the picture. It has been tested on no other laboratory's images unless stated below. It \
-always answers, also for a picture that is no tissue at all.
-
-## Training data
-
-| class | images | patients |
-| --- | --- | --- |
-{counts}
-
-Content hash `{training["data_hash"]}`. {_who(training)}
+{facts}
 
 ## Performance
 
 {_performance(record["performance"])}
 
-## Operating point
-
-{_operating_points(record)}
-
-Calibration: {record["calibration"]["method"]} ({record["calibration"]["source"]}).
-
-## How it works
-
-- Whole image, {_size(prep)}, {prep["interpolation"]} interpolation; no crop.
-- Features: frozen {backbone["name"]} ({backbone["weights"]}; licence {backbone["license"]}), \
-globally pooled, for the 8 rotations and mirror images.
-- Head: L2-regularised logistic regression, C = {training["strength"]:g}, chosen inside the \
-training patients; every class and every patient of a class weighs the same.
-- Answer: mean probability over the 8 views.
-
-Weights SHA-256 `{record["weights_sha256"]}`; preprocessing `{prep["id"]}`.
+How the model does on another laboratory's stain, microscope or camera is not measured, unless
+stated here.
 """
 
 
-def _patients(n: int, training: dict[str, Any]) -> str:
-    return str(n) if training["patients_known"] else "unknown"
+def card_facts(record: Mapping[str, Any]) -> list[Fact]:
+    """Return what model.json says, as terms and sentences, for the card and for the report.
+
+    record: as `bundle.describe` returns it, of a model with frozen features or of a tuned one.
+    Raises LookupError, TypeError or ValueError if it is none.
+    """
+    training, prep = record["training"], record["preprocessing"]
+    known = bool(training["patients_known"])
+    classes = "; ".join(
+        f"{name}: {people(n['images'], n['patients'], known=known)}"
+        for name, n in training["classes"].items()
+    )
+    return [
+        ("Model", str(record["id"])),
+        (
+            "Intended use",
+            "Research on photographs of the kind it was trained on: same stain, magnification and "
+            "way of taking the picture. It always answers, also for a picture that is no tissue.",
+        ),
+        *_licence(record),
+        ("Classes", " / ".join(str(name) for name in record["classes"])),
+        ("Trained on", people(training["n_images"], training["n_patients"], known=known)),
+        ("By class", classes),
+        ("Figures of", str(record["performance"]["source"])),
+        *_operating_points(record),
+        ("Calibration", f"{record['calibration']['method']} ({record['calibration']['source']})"),
+        (
+            "Input",
+            f"whole image, {_size(prep)}, {prep['interpolation']} interpolation, no crop; "
+            f"preprocessing {prep['id']}",
+        ),
+        *_network(record),
+        ("Answer", "mean probability over the 8 views"),
+        ("Weights SHA-256", str(record["weights_sha256"])),
+    ]
 
 
-def _who(training: dict[str, Any]) -> str:
-    if training["patients_known"]:
-        return f"{training['n_patients']} patients."
-    return "**Patients unknown**: images of one patient may lie on both sides of every split."
+def people(n_images: int, n_patients: int, *, known: bool) -> str:
+    """Return "422 images, 23 patients", or that the patients are unknown."""
+    return f"{count(n_images, 'image')}, " + (
+        count(n_patients, "patient") if known else "patients unknown"
+    )
 
 
-def _size(prep: dict[str, Any]) -> str:
+def count(n: int, unit: str) -> str:
+    """Return "1 image" or "1,234 images"."""
+    return f"{n:,} {unit}" if n == 1 else f"{n:,} {unit}s"
+
+
+def figure_name(name: str) -> str:
+    """Return the name of a figure as people write it: "ROC AUC", "balanced accuracy"."""
+    return name.replace("roc_auc", "ROC AUC").replace("_", " ")
+
+
+def _network(record: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield what computes the features, and what decides on them."""
+    training, backbone = record["training"], record["backbone"]
+    name, weights = backbone["name"], backbone["weights"]
+    licence, n = f"licence {backbone['license']}", f"{backbone['n_features']:,} numbers"
+    views = "for the 8 rotations and mirror images"
+    # folders of version 0.1.0 do not name it: nothing was tuned
+    tuning = training.get("tuning")
+    if tuning is None:
+        yield "Features", f"frozen {name} ({weights}; {licence}), {n}, {views}"
+        yield (
+            "Head",
+            f"logistic regression, C = {training['strength']:g}, chosen inside the training "
+            "patients; every class and every patient of a class weighs the same",
+        )
+        return
+    unit = "validation patient" if training["patients_known"] else "validation image"
+    on = count(tuning["n_validation_patients"], unit)
+    if not training["patients_known"]:
+        on += " (patients unknown)"
+    yield (
+        "Network",
+        f"{name}, tuned from {weights} ({licence}); epoch {tuning['selected_epoch']} of "
+        f"{tuning['epochs']} chosen by {figure_name(tuning['select'])} on {on}; {n}, {views}",
+    )
+    yield "Head", "batch norm and linear layer, trained with the network"
+
+
+def _licence(record: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield what the licence of the network asks of its users, if that is known."""
+    if told := terms(str(record["backbone"]["license"])):
+        yield "Licence", told
+
+
+def _size(prep: Mapping[str, Any]) -> str:
     if prep["aspect"] == "square":
         return f"squashed to {prep['long_side_px']} x {prep['long_side_px']} px"
     return f"longer side scaled to {prep['long_side_px']} px, aspect kept"
+
+
+def _operating_points(record: Mapping[str, Any]) -> list[Fact]:
+    points = record["operating_points"]
+    if not points:
+        return [("Operating point", "none: the most probable class is taken")]
+    return [
+        (
+            f"Operating point, per {level}",
+            f"{record['positive']} from probability {point['threshold']:.4f} on, chosen for "
+            f"{point['target']} of {point['value']:g} or more on {point['source']}; "
+            f"reached there: {point['achieved']:.3f}",
+        )
+        for level, point in points.items()
+    ]
+
+
+def _unknown(training: Mapping[str, Any]) -> str:
+    if training["patients_known"]:
+        return ""
+    return " **Patients unknown**: images of one patient may lie on both sides of every split."
 
 
 def _performance(performance: dict[str, Any]) -> str:
@@ -83,16 +159,4 @@ def _performance(performance: dict[str, Any]) -> str:
     ]
     lines.append("| --- | --- | --- |")
     lines += [f"| {row['level']} | {row['name']} | {row['text']} |" for row in performance["rows"]]
-    return "\n".join(lines)
-
-
-def _operating_points(record: dict[str, Any]) -> str:
-    points = record["operating_points"]
-    if not points:
-        return "None: with more than two classes the most probable class is taken."
-    lines = [
-        f"- {level}: {record['positive']} from probability {point['threshold']:.4f} on, chosen for "
-        f"{point['target']} >= {point['value']:g} on {point['source']}."
-        for level, point in points.items()
-    ]
     return "\n".join(lines)

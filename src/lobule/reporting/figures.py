@@ -1,22 +1,17 @@
 """The drawings of the report: arrays in, one inline SVG string out, equal input to equal bytes.
 
-Colours are names that the page fills in (see `_COLOURS`), so that one drawing serves light, dark
-and print. Every drawing says in words what it shows (`aria-label`), and no line or mark differs
-from another by colour alone.
+Every drawing says in words what it shows (`aria-label`), and no line or mark differs from another
+by colour alone.
 """
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -25,11 +20,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from lobule.errors import show
 from lobule.evaluation.calibration import FloatArray, reliability
 from lobule.evaluation.intervals import Interval, patient_weights
-
-_COLOURS = ("ink", "muted", "rule", "surface", "c0", "c1", "c2", "c3", "c4", "c5")
-"""CSS variables of the page; drawn as #000010, #000011 ... and swapped in afterwards."""
-
-_DRAWN = {name: f"#0000{i + 10}" for i, name in enumerate(_COLOURS)}
+from lobule.reporting.drawing import COLOURS, STYLE, to_svg
 
 _SERIES = tuple(
     (f"c{i}", dash)
@@ -38,37 +29,7 @@ _SERIES = tuple(
     )
 )
 
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called "$x$"
-    "axes.unicode_minus": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": _DRAWN["ink"],
-    "axes.edgecolor": _DRAWN["muted"],
-    "axes.labelcolor": _DRAWN["ink"],
-    "xtick.color": _DRAWN["muted"],
-    "ytick.color": _DRAWN["muted"],
-    "xtick.labelcolor": _DRAWN["ink"],
-    "ytick.labelcolor": _DRAWN["ink"],
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": _DRAWN["rule"],
-    "grid.linewidth": 0.7,
-    "legend.frameon": True,
-    "legend.framealpha": 0.85,
-    "legend.facecolor": _DRAWN["surface"],
-    "legend.edgecolor": "none",
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 2.2,
-    "legend.borderpad": 0.3,
-    "path.simplify": False,
-    "hatch.linewidth": 0.6,
-}
+_BASELINES: tuple[Any, ...] = ((0, (3, 2)), (0, (7, 2, 1.5, 2)))
 
 BAND_DRAWS = 500
 
@@ -95,12 +56,12 @@ def leakage_figure(auc: Mapping[str, Interval], labels: Mapping[str, str]) -> st
     labels: what a row is called, by the same keys. Undefined rows are left to the words.
     """
     rows = [(labels[name], value) for name, value in auc.items() if np.isfinite(value.estimate)]
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.9, 0.55 + 0.55 * len(rows)), layout="constrained")
         axes = figure.subplots()
         lowest = 0.5
         for i, (label, value) in enumerate(rows):
-            y, colour, marker = -i, _DRAWN[f"c{int(i == len(rows) - 1)}"], "osD"[i % 3]
+            y, colour, marker = -i, COLOURS[f"c{int(i == len(rows) - 1)}"], "osD"[i % 3]
             if np.isfinite(value.low):
                 axes.plot([value.low, value.high], [y, y], color=colour, lw=2.2)
                 axes.plot([value.low, value.high], [y, y], color=colour, ls="", marker="|", ms=8)
@@ -112,14 +73,14 @@ def leakage_figure(auc: Mapping[str, Interval], labels: Mapping[str, str]) -> st
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 9),
                 textcoords="offset points",
-                bbox={"facecolor": _DRAWN["surface"], "edgecolor": "none", "pad": 1.5},
+                bbox={"facecolor": COLOURS["surface"], "edgecolor": "none", "pad": 1.5},
             )
         axes.set(xlim=(lowest - 0.02, 1.01), ylim=(-len(rows) + 0.45, 0.75), yticks=[])
         axes.set_xlabel("image ROC AUC")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         told = "; ".join(f"{label} {_figure(value)}" for label, value in rows)
-        return _svg(figure, "leakage", f"Dot plot of image ROC AUC with 95% intervals: {told}.")
+        return to_svg(figure, "leakage", f"Dot plot of image ROC AUC with 95% intervals: {told}.")
 
 
 def roc_figure(
@@ -130,11 +91,11 @@ def roc_figure(
     point: tuple[float, float] | None = None,
 ) -> str:
     """ROC curves. band: (2, 101) bounds from `roc_band`. point: (1 - specificity, sensitivity)."""
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(STYLE):
         figure, axes = _square("false positive rate (1 - specificity)", "sensitivity")
-        axes.plot([0, 1], [0, 1], color=_DRAWN["muted"], lw=0.8, ls=":")
+        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], lw=0.8, ls=":")
         if band is not None:
-            axes.fill_between(_GRID, *band, color=_DRAWN["c0"], alpha=0.22, lw=0, label="95% band")
+            axes.fill_between(_GRID, *band, color=COLOURS["c0"], alpha=0.22, lw=0, label="95% band")
         told = []
         for style, curve in _styled(curves):
             false_positive, sensitivity, _ = roc_curve(curve.y, curve.score)
@@ -149,14 +110,14 @@ def roc_figure(
         alt = f"ROC curve, sensitivity by false positive rate. {'; '.join(told)}."
         if point is not None:
             alt += f" Operating point: sensitivity {point[1]:.2f} at {point[0]:.2f}."
-        return _svg(figure, name, alt)
+        return to_svg(figure, name, alt)
 
 
 def precision_recall_figure(
     curves: Sequence[Curve], *, name: str, point: tuple[float, float] | None = None
 ) -> str:
     """Precision by recall, with each class's prevalence. point: (sensitivity, precision)."""
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(STYLE):
         figure, axes = _square("recall (sensitivity)", "precision")
         told = []
         alone = sum(not curve.baseline for curve in curves) == 1
@@ -165,17 +126,17 @@ def precision_recall_figure(
             axes.plot(recall, precision, drawstyle="steps-post", label=show(curve.label), **style)
             prevalence = float(curve.y.mean())
             if not curve.baseline:
-                colour = _DRAWN["muted"] if alone else style["color"]
+                colour = COLOURS["muted"] if alone else style["color"]
                 axes.axhline(prevalence, color=colour, lw=0.8, ls=":")
                 half = precision[recall >= 0.5].max()
                 told.append(
                     f"{curve.label}: prevalence {prevalence:.2f}, best precision {half:.2f} at "
                     "recall of 0.5 or more"
                 )
-        axes.plot([], [], color=_DRAWN["muted"], lw=0.8, ls=":", label="prevalence")
+        axes.plot([], [], color=COLOURS["muted"], lw=0.8, ls=":", label="prevalence")
         _mark(axes, point)
         axes.legend(loc="lower left")
-        return _svg(figure, name, f"Precision by recall. {'; '.join(told)}.")
+        return to_svg(figure, name, f"Precision by recall. {'; '.join(told)}.")
 
 
 def reliability_figure(curves: Sequence[Curve], *, name: str, unit: str) -> str:
@@ -183,10 +144,10 @@ def reliability_figure(curves: Sequence[Curve], *, name: str, unit: str) -> str:
 
     The points are the bins of `calibration.reliability`: equal numbers of rows in each.
     """
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.6, 3.6), layout="constrained")
         axes, bars = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        axes.plot([0, 1], [0, 1], color=_DRAWN["muted"], lw=0.8, ls=":", label="perfect")
+        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], lw=0.8, ls=":", label="perfect")
         told = []
         for i, (style, curve) in enumerate(_styled(curves)):
             points = reliability(curve.y, curve.score)
@@ -206,7 +167,7 @@ def reliability_figure(curves: Sequence[Curve], *, name: str, unit: str) -> str:
         axes.grid()
         axes.legend(loc="upper left")
         alt = f"Reliability: observed frequency by predicted probability. {'; '.join(told)}."
-        return _svg(figure, name, alt)
+        return to_svg(figure, name, alt)
 
 
 def roc_band(
@@ -237,13 +198,15 @@ def _square(x: str, y: str) -> tuple[Figure, Axes]:
 
 def _styled(curves: Sequence[Curve]) -> list[tuple[dict[str, Any], Curve]]:
     """Give every curve a colour and a dash of its own; baselines are thin and grey."""
-    styled, n = [], 0
+    styled, n, n_grey = [], 0, 0
     for curve in curves:
         if curve.baseline:
-            style: dict[str, Any] = {"color": _DRAWN["muted"], "lw": 1.1, "ls": (0, (3, 2))}
+            dash = _BASELINES[n_grey % len(_BASELINES)]
+            style: dict[str, Any] = {"color": COLOURS["muted"], "lw": 1.1, "ls": dash}
+            n_grey += 1
         else:
             colour, dash = _SERIES[n % len(_SERIES)]
-            style = {"color": _DRAWN[colour], "lw": 1.8, "ls": dash}
+            style = {"color": COLOURS[colour], "lw": 1.8, "ls": dash}
             n += 1
         styled.append((style, curve))
     return styled
@@ -252,8 +215,8 @@ def _styled(curves: Sequence[Curve]) -> list[tuple[dict[str, Any], Curve]]:
 def _mark(axes: Axes, point: tuple[float, float] | None) -> None:
     if point is not None and np.isfinite(point).all():
         axes.plot(
-            [point[0]], [point[1]], ls="", marker="D", ms=7, mew=1.5, mec=_DRAWN["ink"],
-            mfc=_DRAWN["c1"], label="operating point", clip_on=False,
+            [point[0]], [point[1]], ls="", marker="D", ms=7, mew=1.5, mec=COLOURS["ink"],
+            mfc=COLOURS["c1"], label="operating point", clip_on=False,
         )  # fmt: skip
 
 
@@ -261,38 +224,3 @@ def _figure(value: Interval) -> str:
     if not np.isfinite(value.low):
         return f"{value.estimate:.3f}"
     return f"{value.estimate:.3f} ({value.low:.3f} to {value.high:.3f})"
-
-
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """Render, and turn a stand-alone SVG file into an element that lives among others.
-
-    Identifiers that nothing refers to go; the rest get `name` in front. The font is the page's.
-    """
-    out = io.StringIO()
-    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": name}):
-        # the browser draws the text: a sign that our own font lacks is no loss
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=nothing)
-    drawn = out.getvalue()
-    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0]
-    body = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
-    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.S)
-    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))
-
-    def adapt(tag: re.Match[str]) -> str:
-        text = re.sub(
-            r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag[0]
-        )
-        text = re.sub(r"url\(#", f"url(#{name}-", text)
-        text = re.sub(r'xlink:href="#', f'href="#{name}-', text)
-        text = re.sub(r"font-family: [^;\"]*; ", "", text)
-        return re.sub(r"#0000(\d\d)", lambda m: f"var(--{_COLOURS[int(m[1]) - 10]})", text)
-
-    # only inside tags: what stands between them may be a class name
-    body = re.sub(r"<[^>]*>", adapt, body)
-    body = re.sub(r"\s*\n\s*", "\n", body).strip()
-    return (
-        f'<svg class="drawing" role="img" viewBox="0 0 {width} {height}" '
-        f'aria-label="{escape(show(alt))}">\n{body}'
-    )

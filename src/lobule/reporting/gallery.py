@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -123,13 +123,22 @@ def _picture(fields: pd.Series[Any], root: Path) -> Picture:
     return Picture(*caption, image=image, problem=None, width_px=width_px, height_px=height_px)
 
 
-def thumbnail(path: Path) -> tuple[str, int, int]:
-    """Return an image file as a JPEG data: URI with its width and height, at most 360 px."""
+class Thumbnail(NamedTuple):
+    """An image inside the page: a JPEG as data: URI, with its size."""
+
+    image: str
+    width_px: int
+    height_px: int
+
+
+def thumbnail(path: Path, *, longest_px: int = THUMBNAIL_PX) -> Thumbnail:
+    """Return an image file small enough for the page; raises ImageError if it cannot be read."""
     small = Image.fromarray(decode(path))
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    small.thumbnail((longest_px, longest_px))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}", *small.size
+    encoded = base64.b64encode(out.getvalue()).decode()
+    return Thumbnail(f"data:image/jpeg;base64,{encoded}", *small.size)
 
 
 def unavailable(*galleries: list[Picture]) -> Iterator[Picture]:

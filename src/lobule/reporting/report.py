@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lobule.errors import show
-from lobule.evaluation.evaluate import Evaluation
+from lobule.evaluation.evaluate import BASELINES, COLOUR, FROZEN, Evaluation
 from lobule.evaluation.predictions import Level, Predictions, at_level
 from lobule.files import write_text
-from lobule.models.card import RESEARCH_USE
+from lobule.models.card import RESEARCH_USE, Fact, card_facts, count, figure_name, people
 from lobule.reporting import figures, gallery, tables
 from lobule.reporting.figures import Curve
 from lobule.reporting.saved import Saved, read_run, using
-from lobule.reporting.verdict import basis, count, headlines, limits, number, people, verdict
+from lobule.reporting.training_figures import Quantity, training_figure
+from lobule.reporting.verdict import (
+    basis,
+    headlines,
+    limits,
+    number,
+    of_another_model,
+    span,
+    verdict,
+)
 
 SPLIT_NAMES = {"image": "random images", "slide": "slides apart", "patient": "patients apart"}
-
-Fact = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
         .render(
             **_findings(saved),
             **_figures(saved),
+            **_training(saved),
             title=title,
             created=created,
             card=card,
@@ -101,6 +109,9 @@ def _findings(saved: Saved) -> dict[str, Any]:
         "evaluation": evaluation,
         "leakage": saved.leakage,
         "basis": basis(evaluation),
+        "tuned": FROZEN in evaluation.baselines,
+        "another_leaks": of_another_model(saved.leakage, evaluation),
+        "held_out": saved.out_of_fold is not None,
         "verdict": verdict(
             evaluation,
             saved.leakage,
@@ -112,9 +123,7 @@ def _findings(saved: Saved) -> dict[str, Any]:
         "findings": saved.findings,
         "allow": saved.allow,
         "data_basis": _data_basis(saved),
-        "leakage_basis": people(
-            saved.leakage.n_images, saved.leakage.n_patients, known=saved.leakage.patients_known
-        ),
+        "leakage_basis": _learned_basis(saved),
         "counts": tables.count_rows(table),
         "parts": bool(table["split"].notna().any()),
         "levels": levels,
@@ -136,6 +145,11 @@ def _data_basis(saved: Saved) -> str:
     source = f"Parts {', '.join(parts)}" if parts else "All images of the run"
     n_patients = int(manifest.groups.nunique())
     return f"{source}; {people(len(manifest), n_patients, known=manifest.patients_known)}"
+
+
+def _learned_basis(saved: Saved) -> str:
+    leakage = saved.leakage
+    return people(leakage.n_images, leakage.n_patients, known=leakage.patients_known)
 
 
 def _figures(saved: Saved) -> dict[str, Any]:
@@ -161,8 +175,12 @@ def _level_plots(saved: Saved, level: Level) -> list[Plot]:
     if not curves:
         why = evaluation.levels[level].metrics["roc_auc"].reason or "a class is absent"
         return [Plot(title, of, None, f"undefined: {why}") for title in titles]
-    colour = _curves(units, "colour", "colour statistics") if units.has("colour") else []
-    compared = colour if len(curves) == 1 else []
+    compared = [
+        curve
+        for name in (COLOUR, FROZEN)
+        if len(curves) == 1 and units.has(BASELINES[name])
+        for curve in _curves(units, BASELINES[name], name)
+    ]
     band, said = None, ""
     if len(curves) == 1 and evaluation.n_patients > 1:
         band = figures.roc_band(curves[0].y, curves[0].score, units.groups.tolist())
@@ -220,75 +238,49 @@ def _points(evaluation: Evaluation, level: Level) -> tuple[Point, Point, str]:
     return roc, (at["sensitivity"], at["precision"]), said + "."
 
 
-def card_facts(model: dict[str, Any]) -> list[Fact]:
-    """Return what model.json says, as terms and sentences; the twin of `models.card` for a page."""
-    training, prep, backbone = model["training"], model["preprocessing"], model["backbone"]
-    known = bool(training["patients_known"])
-    classes = "; ".join(
-        f"{name}: {people(n['images'], n['patients'], known=known)}"
-        for name, n in training["classes"].items()
+def _training(saved: Saved) -> dict[str, Any]:
+    """Return how the network was tuned, or that it was not."""
+    training = saved.training
+    if training is None:
+        return {"training": None}
+    said = (
+        f"Solid: validation; dashed: training, on augmented images. Bold: the final fit; thin: "
+        f"the folds. Diamond: the epoch kept. {_learned_basis(saved)}."
     )
-    size = (
-        f"squashed to {prep['long_side_px']} x {prep['long_side_px']} px"
-        if prep["aspect"] == "square"
-        else f"longer side scaled to {prep['long_side_px']} px, aspect kept"
-    )
-    points = [
-        (
-            f"Operating point, per {level}",
-            f"{model['positive']} from probability {point['threshold']:.4f} on, chosen for "
-            f"{point['target']} of {point['value']:g} or more on {point['source']}; "
-            f"reached there: {point['achieved']:.3f}",
-        )
-        for level, point in model["operating_points"].items()
-    ]
-    if not points:
-        points = [("Operating point", "none: the most probable class is taken")]
-    return [
-        ("Model", str(model["id"])),
-        (
-            "Intended use",
-            "Research on photographs of the kind it was trained on: same stain, magnification and "
-            "way of taking the picture. It always answers, also for a picture that is no tissue.",
-        ),
-        ("Classes", " / ".join(str(name) for name in model["classes"])),
-        ("Trained on", people(training["n_images"], training["n_patients"], known=known)),
-        ("By class", classes),
-        ("Figures of", str(model["performance"]["source"])),
-        *points,
-        ("Calibration", f"{model['calibration']['method']} ({model['calibration']['source']})"),
-        (
-            "Input",
-            f"whole image, {size}, {prep['interpolation']} interpolation, no crop; preprocessing "
-            f"{prep['id']}",
-        ),
-        (
-            "Features",
-            f"frozen {backbone['name']} ({backbone['weights']}; licence {backbone['license']}), "
-            f"{backbone['n_features']:,} numbers, for the 8 rotations and mirror images",
-        ),
-        (
-            "Head",
-            f"logistic regression, C = {training['strength']:g}, chosen inside the training "
-            "patients; every class and every patient of a class weighs the same",
-        ),
-        ("Answer", "mean probability over the 8 views"),
-        ("Weights SHA-256", str(model["weights_sha256"])),
-    ]  # fmt: skip
+    quantities: tuple[Quantity, ...] = ("loss", "accuracy")
+    return {
+        "training": training,
+        "select": figure_name(training.select),
+        "judged_on": "the held-out part" if saved.out_of_fold is not None else "images out of fold",
+        "judged": span(saved.evaluation.levels["image"].metrics["roc_auc"]),
+        "training_plots": [
+            Plot(
+                f"{quantity.capitalize()} by epoch",
+                said,
+                Markup(training_figure(training.fits, quantity)),
+            )
+            for quantity in quantities
+        ],
+    }
 
 
 def run_facts(saved: Saved) -> list[Fact]:
     """Return what was asked, when, and with what."""
     record, training = saved.record, saved.model["training"]
     finished = [("Finished", str(record["finished"]))] if "finished" in record else []
-    recipe: Sequence[Fact] = [
-        (f"Recipe: {name.replace('_', ' ')}", "automatic" if value is None else str(value))
-        for name, value in record["request"]["recipe"].items()
-    ]
     return [
         ("Started", str(record["started"])),
         *finished,
-        *recipe,
+        *_settings(record["request"]["recipe"]),
         ("Accepted findings", ", ".join(saved.allow) or "none"),
         ("Data hash", str(training["data_hash"])),
     ]
+
+
+def _settings(recipe: dict[str, Any]) -> Iterator[Fact]:
+    for name, value in recipe.items():
+        if name != "tuning":
+            said = "automatic" if value is None else str(value)
+            yield f"Recipe: {name.replace('_', ' ')}", said
+    for name, value in (recipe.get("tuning") or {}).items():
+        yield f"Tuning: {name.replace('_', ' ')}", str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from lobule.errors import DataError, show
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Predictions, read_predictions
+from lobule.reporting.fits import Training
+from lobule.reporting.gallery import thumbnail
+
+PREVIEW_PX = 1400
+"""Longest side of the sheet of augmented views in the page."""
 
 _FIX = "the run is incomplete or was altered; run `lobule train` again"
 
@@ -24,6 +29,7 @@ class Saved:
     """What a run folder holds.
 
     record: run.json. model: model/model.json. out_of_fold: None unless a part was held out.
+    training: None unless the network was tuned.
     """
 
     record: dict[str, Any]
@@ -34,6 +40,7 @@ class Saved:
     evaluation: Evaluation
     leakage: Leakage
     model: dict[str, Any]
+    training: Training | None = None
 
     @property
     def allow(self) -> list[str]:
@@ -71,7 +78,10 @@ def read_run(run: Path) -> Saved:
         leakage = Leakage.from_json(_json(path))
     with using(run / "model" / "model.json") as path:
         model = _json(path)
-    return Saved(record, manifest, findings, predictions, out_of_fold, evaluation, leakage, model)
+    return Saved(
+        record, manifest, findings, predictions, out_of_fold, evaluation, leakage, model,
+        training=_training(run / "training"),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -96,6 +106,20 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"it holds a {type(record).__name__}, not a record")
     return record
+
+
+def _training(folder: Path) -> Training | None:
+    if not (folder / "training.json").exists():
+        return None
+    with using(folder / "training.json") as path:
+        training = Training.from_json(_json(path))
+    fits = []
+    for fit in training.fits:
+        with using(folder / fit.folder / "metrics.jsonl") as path:
+            fits.append(fit.with_history(path.read_text(encoding="utf-8")))
+    with using(folder / "augmented.jpg") as path:
+        preview = thumbnail(path, longest_px=PREVIEW_PX)
+    return replace(training, fits=tuple(fits), preview=preview)
 
 
 def _predictions(path: Path) -> Predictions:

@@ -7,14 +7,31 @@ from dataclasses import dataclass
 from math import isnan
 
 from lobule.data.findings import FEW_PATIENTS, OVERRIDABLE, Finding
-from lobule.evaluation.evaluate import Evaluation
+from lobule.evaluation.evaluate import COLOUR, FROZEN, Evaluation
 from lobule.evaluation.intervals import Interval
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import Level
+from lobule.models.card import count, people
 
 COVERED_PATIENTS = 40
 """Patients a class from which on the 95% intervals were seen to cover as they say; the simulation
 is in tests/evaluation/test_intervals.py."""
+
+GAINS = {
+    COLOUR: (
+        "It beats colour statistics alone by {}.",
+        "It is worse than colour statistics alone: {}.",
+        "That it beats colour statistics alone is not shown at this number of {unit}: {}.",
+        "Against colour statistics alone its gain is {}.",
+    ),
+    FROZEN: (
+        "Tuning the network gains {} over the same network frozen.",
+        "Tuning made it worse than the same network frozen: {}.",
+        "That tuning the network helps is not shown at this number of {unit}: {}.",
+        "Against the same network frozen its gain is {}.",
+    ),
+}
+"""What is said of a gain over a baseline: better, worse, neither shown, no interval."""
 
 SEEN_BEFORE = ("patient-in-two-splits", "duplicate-in-two-splits")
 """Accepted findings after which it cannot be said that the test patients were new."""
@@ -30,22 +47,10 @@ class Headline:
     missing: str | None = None
 
 
-def people(n_images: int, n_patients: int, *, known: bool) -> str:
-    """Return "422 images, 23 patients", or that the patients are unknown."""
-    return f"{count(n_images, 'image')}, " + (
-        count(n_patients, "patient") if known else "patients unknown"
-    )
-
-
 def basis(evaluation: Evaluation) -> str:
     """Return what every figure of the evaluation is of, to begin a sentence with."""
     who = people(evaluation.n_images, evaluation.n_patients, known=evaluation.patients_known)
     return f"{evaluation.source[:1].upper()}{evaluation.source[1:]}; {who}"
-
-
-def count(n: int, unit: str) -> str:
-    """Return "1 image" or "1,234 images"."""
-    return f"{n:,} {unit}" if n == 1 else f"{n:,} {unit}s"
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
@@ -80,11 +85,18 @@ def verdict(
     if evaluation.patients_known:
         patient = evaluation.levels["patient"].metrics["roc_auc"]
         sentences.append(f"Averaged over each patient's photographs it is {span(patient)}.")
-    sentences.append(_leakage(leakage, held_out=held_out))
-    gain = evaluation.gain.get("image")
-    if gain is not None:
-        sentences.append(_gain(gain, evaluation))
+    sentences.append(_leakage(leakage, evaluation, held_out=held_out))
+    sentences += [
+        _gain(evaluation.gain[name]["image"], told, evaluation)
+        for name, told in GAINS.items()
+        if "image" in evaluation.gain.get(name, {})
+    ]
     return sentences
+
+
+def of_another_model(leakage: Leakage, evaluation: Evaluation) -> bool:
+    """Whether the leakage was measured with what is a baseline of the evaluated model."""
+    return leakage.model in evaluation.baselines
 
 
 def _ranking(evaluation: Evaluation, allow: Sequence[str]) -> str:
@@ -115,14 +127,17 @@ def _ranking(evaluation: Evaluation, allow: Sequence[str]) -> str:
     return f"{start}, the model {told} {number(auc.estimate)}, {sure})."
 
 
-def _leakage(leakage: Leakage, *, held_out: bool) -> str:
+def _leakage(leakage: Leakage, evaluation: Evaluation, *, held_out: bool) -> str:
     random, apart = leakage.auc["image"], leakage.auc["patient"]
     if not leakage.patients_known:
         return "What a random split would have added cannot be told, since patients are unknown."
     training = count(leakage.n_images, "training image")
     of = f"the {training}" if held_out else "the same images"
     claim = f"A random split of {of} would have claimed {span(random)}"
-    if held_out:
+    other = of_another_model(leakage, evaluation)
+    if other:
+        claim = f"With the same backbone, frozen, a{claim[1:]}"
+    if held_out or other:
         claim += f", where patient folds give {span(apart)}"
     added = span(leakage.inflation, signed=True)
     if isnan(leakage.inflation.low):
@@ -132,16 +147,17 @@ def _leakage(leakage: Leakage, *, held_out: bool) -> str:
     return f"{claim}; that this differs is not shown at this number of patients: {added}."
 
 
-def _gain(gain: Interval, evaluation: Evaluation) -> str:
-    told = span(gain, signed=True)
+def _gain(gain: Interval, told: tuple[str, str, str, str], evaluation: Evaluation) -> str:
+    better, worse, neither, no_interval = told
     unit = "patients" if evaluation.patients_known else "images"
-    if gain.low > 0:
-        return f"It beats colour statistics alone by {told}."
-    if gain.high < 0:
-        return f"It is worse than colour statistics alone: {told}."
+    said = neither
     if isnan(gain.low):
-        return f"Against colour statistics alone its gain is {told}."
-    return f"That it beats colour statistics alone is not shown at this number of {unit}: {told}."
+        said = no_interval
+    elif gain.low > 0:
+        said = better
+    elif gain.high < 0:
+        said = worse
+    return said.format(span(gain, signed=True), unit=unit)
 
 
 def headlines(evaluation: Evaluation) -> list[Headline]:
