@@ -23,14 +23,18 @@ from lobule.models.classifier import LinearHead, Matrix
 class Network(nn.Module):
     """A backbone with its head, in float32.
 
-    backbone: maps (n, 3, h, w) to (n, n_features).
+    backbone: maps (n, 3, h, w) to (n, n_features). The head gives every class the same until
+    `start_head` or `take_head`.
     """
 
     def __init__(self, backbone: nn.Module, n_features: int, n_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.norm = nn.BatchNorm1d(n_features)
-        self.linear = nn.Linear(n_features, n_classes)
+        # without torch's own start, which would draw from the global generator
+        self.linear = nn.utils.skip_init(nn.Linear, n_features, n_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return (n, K) logits.
