@@ -9,9 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from lobule.errors import ModelError
+from lobule.errors import ModelError, UsageError
 from lobule.models import backbones
-from lobule.models.backbones import DEFAULT, build, hash_tensors, load_backbone
+from lobule.models.backbones import DEFAULT, build, load_backbone
+from lobule.models.tensors import hash_tensors, load_state, read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,61 @@ def test_a_file_that_holds_a_classifier_too_is_taken(tmp_path):
     assert load_backbone("resnet10t", weights=file).n_features == 512
 
 
-def test_an_unknown_name_suggests_the_nearest():
+def test_an_unknown_name_suggests_the_three_nearest():
     with pytest.raises(ModelError, match="no backbone is called 'densenet21'") as caught:
         load_backbone("densenet21")
-    assert "densenet121" in caught.value.fix
+    assert caught.value.fix == "the nearest timm names: densenet201, densenet121, densenet169"
+
+
+def test_random_weights_are_those_of_their_seed_and_leave_torchs_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = load_backbone("test_vit", weights="none", seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    assert first.weights_sha256 == load_backbone("test_vit", weights="none", seed=3).weights_sha256
+    assert first.weights_sha256 != load_backbone("test_vit", weights="none", seed=4).weights_sha256
+    assert first.weights == "random weights (seed 3)"
+    assert first.license == "none needed: no weights were taken over"
+    assert not any(p.requires_grad for p in first.network.parameters())
+
+
+def test_weights_cannot_be_given_twice(lite0, tmp_path):
+    file = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(lite0.network.state_dict(), file)
+    with pytest.raises(UsageError, match="weights are given twice"):
+        load_backbone(str(file), weights=file)
+
+
+@pytest.mark.parametrize(
+    "extra", ["fc.weight", "head_dist.bias", "AuxLogits.conv0.weight", "mask_token"]
+)
+def test_parts_that_give_no_features_are_left_out(extra, tmp_path):
+    file = tmp_path / "whole.safetensors"
+    state = build("test_resnet").state_dict()
+    safetensors.torch.save_file({**state, extra: torch.zeros(2)}, file)
+    assert load_backbone("test_resnet", weights=file).weights_sha256 == hash_tensors(state)
+
+
+def test_a_classifier_of_another_name_and_what_is_worked_out_are_left_out(tmp_path):
+    # timm's record says that the classifier of this one is called classif
+    network = build("inception_resnet_v2")
+    file = tmp_path / "whole.safetensors"
+    state = {**network.state_dict(), "classif.weight": torch.zeros(2, 2)}
+    safetensors.torch.save_file(state, file)
+    load_state(network, read_tensors(file), "here")
+    swin = build("swin_tiny_patch4_window7_224")
+    table = "layers.0.blocks.0.attn.relative_position_index"
+    load_state(swin, {**swin.state_dict(), table: torch.zeros(49, 49)}, "here")
+
+
+def test_any_other_tensor_too_many_means_another_network(tmp_path):
+    file = tmp_path / "more.safetensors"
+    state = build("test_resnet").state_dict()
+    safetensors.torch.save_file({**state, "layer9.weight": torch.zeros(2)}, file)
+    told = r"it has no tensor 'layer9\.weight' \(0 missing, 0 of the wrong shape, 1 too many"
+    with pytest.raises(ModelError, match=told):
+        load_backbone("test_resnet", weights=file)
 
 
 def test_weights_of_another_network_are_refused_by_the_first_tensor_that_does_not_fit(tmp_path):

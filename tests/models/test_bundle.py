@@ -8,8 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
+from lobule.data.images import Preprocessing
 from lobule.errors import ModelError
-from lobule.models.bundle import describe, load_model, save_model
+from lobule.models.backbones import load_backbone
+from lobule.models.bundle import describe, load_model, make_model, save_model
+from lobule.models.classifier import Heads, LinearHead
 
 
 @pytest.fixture
@@ -92,3 +95,39 @@ def test_preprocessing_that_was_altered_is_refused(folder):
     (folder / "model.json").write_text(json.dumps(record))
     with pytest.raises(ModelError, match="states preprocessing"):
         load_model(folder)
+
+
+def test_a_model_on_a_network_with_arguments_needs_its_folder_alone(
+    finished_run, publish, tmp_path
+):
+    made = publish(
+        "test_vit", init_values=1e-5, config={"mean": [0.7, 0.6, 0.5], "license": "cc-by-nc-4.0"}
+    )
+    backbone = load_backbone(str(made.folder))
+    shutil.rmtree(made.folder)
+    heads = finished_run.model.heads
+    wide = LinearHead(np.ones((2, backbone.n_features)), np.zeros(2))
+    model = make_model(
+        finished_run.model.info,
+        backbone,
+        backbone.preprocessing(300),
+        Heads(wide, heads.colour, heads.prior),
+    )
+    save_model(model, tmp_path / "saved")
+    back = load_model(tmp_path / "saved")
+    assert back.backbone.weights_sha256 == backbone.weights_sha256
+    for name in ("name", "arguments", "mean", "std", "interpolation", "fixed_size_px", "license"):
+        assert getattr(back.backbone, name) == getattr(backbone, name)
+    assert back.backbone.arguments["init_values"] == 1e-5
+    assert back.preprocessing == Preprocessing(
+        160, "square", backbone.interpolation, (0.7, 0.6, 0.5), backbone.std
+    )
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert "(licence: cc-by-nc-4.0) may not be used commercially" in card
+
+
+def test_a_record_of_before_without_arguments_is_read(folder):
+    record = json.loads((folder / "model.json").read_text())
+    assert record["backbone"].pop("arguments") == {}
+    (folder / "model.json").write_text(json.dumps(record))
+    assert load_model(folder).backbone.arguments == {}

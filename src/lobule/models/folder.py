@@ -1,0 +1,48 @@
+"""A model folder as it lies on disk: model.json, and the weights file that it describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lobule.errors import ModelError, show
+
+SCHEMA = "lobule.model/1"
+
+WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return model.json as it stands; raises ModelError if it is none of ours."""
+    try:
+        record = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{show(folder)} is not a model folder: cannot read {INFO} ({error})",
+            fix="a model lies at RUN/model after `lobule train DIR -o RUN`",
+        ) from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise ModelError(
+            f"{show(folder / INFO)} has schema {schema!r}; this version reads {SCHEMA!r}",
+            fix="use the version of Lobule that wrote it, or train again",
+        )
+    return dict(record)
+
+
+def read_weights(folder: Path, record: dict[str, Any]) -> bytes:
+    """Return the weights file; raises ModelError unless it has the SHA-256 that `record` states."""
+    try:
+        data = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {show(folder / WEIGHTS)}: {error.strerror}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != record.get("weights_sha256"):
+        raise ModelError(
+            f"{show(folder / WEIGHTS)} is not the file that {INFO} describes: SHA-256 {sha256}, "
+            f"stated {record.get('weights_sha256')}",
+            fix="copy the whole model folder again",
+        )
+    return data
