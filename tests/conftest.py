@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +65,36 @@ def picture(tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Make a file system of a size in KiB: small_disk(64)."""
+    disk = tmp_path / "disk"
+
+    def mount(kib: int) -> Path:
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small disk cannot be mounted here (it takes root)")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def as_ordinary_user() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python code in a process that file permissions bind, also where root runs the tests."""
+
+    def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        if os.geteuid() == 0:
+            if shutil.which("setpriv") is None:
+                pytest.skip("root ignores file permissions; no setpriv to drop that right")
+            rights = "-dac_override,-dac_read_search"
+            command = ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all", "--", *command]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return run

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,17 +13,6 @@ import pytest
 from lobule.data.manifest import Manifest, complete, write_manifest
 from lobule.errors import OutputError
 from lobule.files import replacing, write_json, write_text, writing
-
-
-def as_ordinary_user(code, *arguments):
-    """Run Python code in a process that file permissions bind, also where root runs the tests."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("root ignores file permissions, and there is no setpriv to drop that right")
-        rights = "-dac_override,-dac_read_search"
-        command = ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all", "--", *command]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_what_was_written_takes_the_place_of_the_earlier_file(tmp_path):
@@ -125,7 +110,7 @@ def test_the_name_in_a_message_is_one_line(tmp_path):
     assert caught.value.what == f"cannot write {tmp_path}/a\\nb: no such file or directory"
 
 
-def test_no_permission_is_said(tmp_path):
+def test_no_permission_is_said(tmp_path, as_ordinary_user):
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked" / "a.txt").write_text("earlier")
     (tmp_path / "locked").chmod(0o555)
@@ -143,20 +128,9 @@ def test_no_permission_is_said(tmp_path):
     assert (tmp_path / "locked" / "a.txt").read_text() == "earlier"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here (it takes root)")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk_leaves_the_earlier_file_and_is_said(small_disk):
-    path = small_disk / "a.txt"
+    disk = small_disk(64)
+    path = disk / "a.txt"
     write_text(path, "earlier")
     with pytest.raises(OutputError) as caught:
         write_text(path, "x" * 200_000)
@@ -165,16 +139,17 @@ def test_a_full_disk_leaves_the_earlier_file_and_is_said(small_disk):
         "  free some space, or write to another place"
     )
     assert path.read_text() == "earlier"
-    assert list(small_disk.iterdir()) == [path]
+    assert list(disk.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
 def test_a_full_disk_is_said_of_a_table_too(small_disk, name):
+    disk = small_disk(64)
     noise = np.random.default_rng(0).bytes(200_000).hex()
     table = complete(pd.DataFrame({"path": [f"{i}.png" for i in range(200)], "own": noise}))
     with pytest.raises(OutputError, match=f"{name}: no space left on the device"):
-        write_manifest(Manifest(small_disk, table), small_disk / name)
-    assert list(small_disk.iterdir()) == []
+        write_manifest(Manifest(disk, table), disk / name)
+    assert list(disk.iterdir()) == []
 
 
 def test_a_device_that_is_full_is_said(tmp_path):

@@ -176,6 +176,25 @@ def test_a_loss_that_is_no_number_stops_at_that_step_and_names_the_files(manifes
     assert tune(job, make_network(), machine=EVERY_STEP).state.finished
 
 
+def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_weights(manifest, tmp_path):
+    network = make_network()
+    calls = 0
+
+    def poison(gradient):
+        nonlocal calls
+        calls += 1
+        return gradient * float("inf") if calls == 4 else gradient
+
+    network.linear.weight.register_hook(poison)
+    with pytest.raises(
+        TrainingError, match=r"the gradient's norm is (nan|inf) at step 4"
+    ) as caught:
+        tune(make_job(manifest, tmp_path, clip_norm=0.0), network, machine=EVERY_STEP)
+    assert "the last good checkpoint is kept" in caught.value.fix
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    assert read_checkpoint(tmp_path).record["state"]["step"] == 3
+
+
 def test_a_signal_ends_the_training_within_one_step_with_all_of_it_saved(manifest, tmp_path):
     job = make_job(manifest, tmp_path)
     stopped = stop_at(job, 6)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lobule.evaluation.evaluate import Evaluation
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
+    from lobule.models.summary import Summary
     from lobule.run import Run
 
 
@@ -158,6 +159,24 @@ def leakage_text(found: Leakage) -> str:
     if not found.patients_known:
         lines.append("    patients unknown: the patient folds are folds of images here")
     return "\n".join(lines)
+
+
+def summary_text(found: Summary) -> str:
+    """Return a line a layer, and the totals."""
+    lines = [f"  {'layer':<44}{'kind':<20}{'output':>16}{'parameters':>14}{'statistics':>12}"]
+    for row in found.rows:
+        shape = "" if row.output_shape is None else " x ".join(map(str, row.output_shape))
+        lines.append(
+            f"  {row.name:<44}{row.kind:<20}{shape:>16}{row.n_parameters:>14,}"
+            f"{row.n_statistics:>12,}"
+        )
+    return "\n".join([
+        *lines,
+        f"{found.backbone}, one image of {found.input_px} x {found.input_px} px, "
+        f"{found.n_features:,} features, {found.n_classes} classes",
+        f"total with running statistics: {found.total:,}",
+        f"trainable: {found.trainable:,}",
+    ])  # fmt: skip
 
 
 def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ share of every batch, and come out with the same weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +42,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def align(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give `tensors` the leader's values in every process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def share(self, value: Any) -> Any:  # noqa: ANN401  whatever the leader sends
         """Return the leader's `value` in every process."""

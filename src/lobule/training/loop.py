@@ -132,7 +132,7 @@ def _step(fit: Fit, forward: torch.nn.Module, batch: Batch, asked: Asked) -> int
     told = torch.stack([loss.detach(), right.sum(), counts.sum(), asks]).double()
     whole, correct, images, stop = fit.machine.world.total(told).tolist()
     if not math.isfinite(whole):
-        raise _not_finite(fit, whole)
+        raise _not_finite(fit, "the loss", whole)
     # the processes' gradients are averaged, their losses are shares of one sum
     _update(fit, loss * fit.machine.world.size)
     state.loss, state.correct = state.loss + whole * images, state.correct + int(correct)
@@ -152,9 +152,11 @@ def _update(fit: Fit, loss: Tensor) -> None:
     set_rates(fit.optimizer, rate)
     fit.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    if tuning.clip_norm:
-        learning = [p for p in fit.network.parameters() if p.requires_grad]
-        torch.nn.utils.clip_grad_norm_(learning, tuning.clip_norm)
+    learning = [p for p in fit.network.parameters() if p.requires_grad]
+    norm = float(torch.nn.utils.clip_grad_norm_(learning, tuning.clip_norm or math.inf))
+    if not math.isfinite(norm):
+        # a loss can be finite where its gradient is not; one such step spoils every weight
+        raise _not_finite(fit, "the gradient's norm", norm)
     fit.optimizer.step()
     if tuning.ema:
         average = get_ema_multi_avg_fn(tuning.ema)  # type: ignore[no-untyped-call]
@@ -163,11 +165,11 @@ def _update(fit: Fit, loss: Tensor) -> None:
             kept.copy_(now)
 
 
-def _not_finite(fit: Fit, loss: float) -> TrainingError:
+def _not_finite(fit: Fit, what: str, value: float) -> TrainingError:
     rows = fit.job.train.rows[fit.plan[fit.state.batch].members]
     files = [fit.job.paths[row] for row in rows]
     return TrainingError(
-        f"{fit.job.name}: the loss is {loss} at step {fit.state.step + 1} (epoch "
+        f"{fit.job.name}: {what} is {value} at step {fit.state.step + 1} (epoch "
         f"{fit.state.epoch + 1}), which was not taken; the batch: {name_some(files, len(files))}",
         fix="look at these files, or try --set lr=1e-5, --set clip_norm=1 or --precision fp32; "
         "the last good checkpoint is kept",
@@ -196,6 +198,9 @@ def _judge(fit: Fit, *, lr: float | None, loss: float | None, accuracy: float | 
     lr, loss, accuracy: of the training, None before the first epoch.
     """
     tuning, state = fit.job.tuning, fit.state
+    for network in (fit.network, fit.average):
+        # statistics of batch norm, which each process has taken of its own share
+        fit.machine.world.align(network.buffers())
     found = validate(
         fit.average, fit.job.pixels, fit.job.validation, fit.job.prep,
         settled=fit.settled, batch_size=tuning.batch_size, world=fit.machine.world,

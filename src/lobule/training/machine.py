@@ -39,6 +39,8 @@ class Machine:
         """Refuse what no machine has."""
         if self.workers < 0:
             raise UsageError(f"--workers must be 0 or more, got {self.workers}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch finds no CUDA device", fix="see `lobule doctor`")
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,7 @@ def settle(machine: Machine, network: nn.Module) -> Settled:
     A CUDA device before the CPU. bfloat16 where the hardware multiplies it: on CUDA devices that
     do, on CPUs with AMX or AVX-512 bf16. On a CPU, networks with depthwise convolutions stay in
     float32, since those have no fast bfloat16 kernel and train slower in it.
-    Raises UsageError if CUDA is asked for and not there.
     """
-    if machine.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device", fix="see `lobule doctor`")
     cuda = machine.device == "cuda" or (machine.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", machine.world.local_rank) if cuda else torch.device("cpu")
     if machine.precision != "auto":

@@ -75,7 +75,8 @@ class Tuning:
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
                 raise UsageError(
-                    f"{name} is {value!r}, which is unknown", fix=nearest(str(value), get_args(hint))
+                    f"{name} is {value!r}, which is unknown",
+                    fix=nearest(str(value), get_args(hint)),
                 )
         for name, (holds, words) in _RANGES.items():
             value = getattr(self, name)
