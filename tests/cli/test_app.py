@@ -13,10 +13,12 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import lobule
 from lobule.cli.app import app
+from lobule.training.checkpoint import read_checkpoint
 
 
 def call(*words: object):
@@ -35,6 +37,7 @@ VERBS = (
     "audit",
     "split",
     "train",
+    "summary",
     "predict",
     "evaluate",
     "leakage",
@@ -155,7 +158,7 @@ def test_predict_skips_unreadable_images_with_exit_code_5(finished_run, tissue, 
         (["audit", "{images}", "--allow", "magic"], 2, "--allow 'magic' is not a finding"),
         (["train", "{images}", "-o", "{tmp}/r", "--folds", "1"], 2, "--folds must be 2 or more"),
         (["train", "{images}", "-o", "{tmp}/r", "--backbone", "resnet51"], 4, "no backbone"),
-        (["train", "{images}", "-o", "{tmp}/r", "--weights", "{tmp}/w"], 2, "no such file"),
+        (["train", "{images}", "-o", "{tmp}/r", "--weights", "{tmp}/w"], 4, "there is no file"),
         (["train", "{images}"], 2, "Missing option '-o'"),
         (["predict", "{tmp}", "{images}"], 4, "is not a model folder: cannot read model.json"),
         (["evaluate", "{tmp}/p.csv"], 3, "error: cannot read the predictions {tmp}/p.csv"),
@@ -229,7 +232,8 @@ def test_a_hub_that_cannot_be_reached_ends_with_4_and_the_way_out(tissue, tmp_pa
     )  # fmt: skip
     _, err = process.communicate(timeout=300)
     assert process.returncode == 4, err
-    assert "error: cannot fetch the weights of 'resnet10t'" in err
+    assert "error: cannot fetch timm/resnet10t" in err
+    assert "HF_HUB_OFFLINE is set" in err
     assert "--weights FILE.safetensors" in err
     assert "Traceback" not in err
 
@@ -269,7 +273,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tissue, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; features that were finished are kept" in err
+    assert "interrupted; what was finished is kept" in err
     assert "Traceback" not in err
     done = len(list(cache.rglob("*.npz")))
     assert done < 48
@@ -279,3 +283,93 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tissue, tmp_path):
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert len(list(cache.rglob("*.npz"))) == 48
+
+
+TUNING = (
+    "--recipe", "finetune", "--backbone", "test_efficientnet", "--weights", "none", "--folds", 2,
+    "--size", 64, "--epochs", 3, "--set", "batch_size=4", "--set", "validation=0.25",
+    "--set", "patience=0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_tuning_ends_with_its_code_and_a_checkpoint_that_is_gone_on_from(
+    tissue, tmp_path, number, code
+):
+    # one thread each, so that the weights can be compared
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ("train", tissue.images, "-o", tmp_path / "r", *TUNING)
+    process = python_m_lobule(*words, env=env)
+    log = tmp_path / "r" / "training" / "fold-2" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and len(log.read_text().splitlines()) > 1):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "interrupted; what was finished is kept" in err
+    assert "Traceback" not in err
+    kept = read_checkpoint(log.parent)
+    assert kept.record["state"]["epoch"] < 3
+    assert not kept.record["state"]["finished"]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    again = python_m_lobule(*words, env=env)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    # each fold is told epoch by epoch: the first was not trained again
+    assert "fold 1: epoch" not in err
+    whole = python_m_lobule("train", tissue.images, "-o", tmp_path / "whole", *TUNING, env=env)
+    _, err = whole.communicate(timeout=300)
+    assert whole.returncode == 0, err
+    one, other = (json.loads((tmp_path / run / "model" / "model.json").read_text())
+                  for run in ("r", "whole"))  # fmt: skip
+    assert one["weights_sha256"] == other["weights_sha256"]
+    logs = [(tmp_path / run / "training" / "fold-2" / "metrics.jsonl").read_text()
+            for run in ("r", "whole")]  # fmt: skip
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "fix"),
+    [
+        (["--recipe", "finetun"], "no recipe is called 'finetun'", "did you mean finetune?"),
+        (["--recipe", "finetune", "--set", "lrr=1"], "is called 'lrr'", "did you mean lr?"),
+        (["--recipe", "finetune", "--set", "lr=fast"], "lr takes a number, got 'fast'", ""),
+        (["--recipe", "finetune", "--set", "select=val_acc"], "select takes one of loss", ""),
+        (["--set", "lr=1e-3"], "no setting of recipe 'features' is called 'lr'", "finetune"),
+        (["--recipe", "no-such.toml"], "cannot read the recipe no-such.toml", ""),
+        (["--recipe", "finetune", "--device", "cuda"], "torch finds no CUDA device", "doctor"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    words, message, fix, tissue, tmp_path
+):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    ended = call("train", tissue.images, "-o", tmp_path / "run", *words)
+    assert ended.exit_code == 2, ended.stderr
+    assert message in ended.stderr
+    assert fix in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_a_toml_file_and_of_the_command_line_are_in_the_run(tissue, tmp_path):
+    (tmp_path / "mine.toml").write_text('recipe = "features"\nfolds = 3\nsensitivity = 0.9\n')
+    words = ("--recipe", tmp_path / "mine.toml", "--set", "long_side_px=64", "--sensitivity", 0.8)
+    ended = call("train", tissue.images, "-o", tmp_path / "run", *words)
+    assert ended.exit_code == 0, ended.stderr
+    recipe = json.loads((tmp_path / "run" / "run.json").read_text())["request"]["recipe"]
+    assert (recipe["folds"], recipe["long_side_px"], recipe["sensitivity"]) == (3, 64, 0.8)
+
+
+def test_summary_ends_with_the_counts_that_the_tutorial_printed():
+    shown = call("summary", "densenet201", "--input", 224)
+    assert shown.exit_code == 0, shown.stderr
+    last = shown.stdout.splitlines()[-2:]
+    assert last == ["total with running statistics: 18,333,506", "trainable: 18,100,610"]
+    record = json.loads(call("summary", "densenet201", "--json").stdout)
+    assert (record["schema"], record["trainable"]) == ("lobule.summary/1", 18_100_610)
