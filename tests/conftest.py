@@ -52,6 +52,26 @@ def finished_run(tissue, tmp_path_factory):
     return train(tissue.images, out, recipe=Recipe(folds=3, long_side_px=96))
 
 
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """A recipe that tunes a network of 0.1 million random weights within seconds."""
+    from lobule.training.settings import make_recipe
+
+    return make_recipe("finetune", {
+        "backbone": "test_efficientnet", "weights": "none", "epochs": 2, "folds": 2,
+        "batch_size": 8, "long_side_px": 64, "lr": 1e-3, "validation": 0.25, "patience": 0,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tuned_run(tissue, tiny_recipe, tmp_path_factory):
+    """A complete run that tuned a tiny network; do not write into it."""
+    from lobule.workflow import train
+
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    return train(tissue.images, out, recipe=tiny_recipe)
+
+
 @pytest.fixture
 def picture(tmp_path) -> Callable[..., Path]:
     """Write a small textured image: picture(name, seed=0, size=(48, 32))."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import typer
 
@@ -23,6 +26,8 @@ from lobule.cli import console
 from lobule.cli.app import app
 from lobule.data.findings import OVERRIDABLE
 from lobule.data.manifest import SCHEMA
+from lobule.training.recipe import RECIPES
+from lobule.training.settings import OF_RECIPE, OF_TUNING
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = Path(lobule.__file__).parent
@@ -124,6 +129,11 @@ def verbs():
     return typer.main.get_command(app).commands
 
 
+OF_THE_RECIPE = defaultdict(set) | {
+    "train": {"folds", "backbone", "weights", "size", "epochs", "sensitivity", "seed"}
+}
+
+
 @pytest.mark.parametrize("verb", sorted(verbs()))
 def test_every_option_of_a_command_is_documented_with_its_default(verb):
     parameters = verbs()[verb].params
@@ -142,6 +152,9 @@ def test_every_option_of_a_command_is_documented_with_its_default(verb):
             expected = "on" if p.default else "off"
         else:
             expected = "" if p.default is None or p.default is False else str(p.default)
+        if p.name in OF_THE_RECIPE[verb]:
+            assert p.default is None
+            expected = "of the recipe"
         assert told == expected, p.opts
 
 
@@ -150,10 +163,32 @@ def test_every_command_is_in_the_reference_and_no_other():
     assert sorted(told) == sorted(verbs())
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_of_a_recipe_is_documented_with_its_value(name):
+    recipe = RECIPES[name]
+    settings = {key: getattr(recipe, key) for key in OF_RECIPE}
+    if recipe.tuning is not None:
+        settings |= {key: getattr(recipe.tuning, key) for key in OF_TUNING}
+    documented, column = {}, None
+    for row in rows(section("Recipes")):
+        if row[0] == "setting":
+            column = row.index(f"`{name}`") if f"`{name}`" in row else None
+        elif column is not None:
+            documented[row[0].strip("`")] = row[column]
+    assert set(documented) == set(settings)
+    for key, value in settings.items():
+        text = "auto" if value is None else documented[key]
+        assert documented[key] == text
+        if isinstance(value, int | float):
+            assert float(documented[key]) == value, key
+        elif value is not None:
+            assert documented[key] == value, key
+
+
 def test_every_exit_code_is_documented():
     kinds = [e for _, e in inspect.getmembers(errors, inspect.isclass)]
     codes = {e.exit_code for e in kinds if issubclass(e, errors.LobuleError)}
-    codes |= {0, console.PARTIAL, console.INTERRUPTED}
+    codes |= {0, console.PARTIAL, console.INTERRUPTED, console.TERMINATED}
     table = rows(section("Exit codes"))[1:]
     assert {int(row[0]) for row in table} == codes
 
@@ -207,10 +242,6 @@ def test_every_column_of_the_manifest_is_documented():
 
 @pytest.mark.slow
 def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
-    import json
-
-    import pandas as pd
-
     text = reference()
 
     def told(heading, names):
@@ -223,7 +254,7 @@ def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
     for name in ("evaluation.json", "leakage.json", "audit.json", "run.json"):
         told(f"`{name}`", json.loads((folder / name).read_text(encoding="utf-8")))
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    told("`run.json`", {*record["request"], *record["request"]["recipe"]})
+    told("`run.json`", record["request"])
     model = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
     told("The model folder", model)
     for part in ("preprocessing", "backbone", "training", "performance", "calibration"):
@@ -242,6 +273,21 @@ def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
     told("Predictions (`.csv`, `.parquet`)", shown)
     for schema in re.findall(r'"(lobule\.\w+/\d+)"', "".join(p.read_text() for p in MODULES)):
         assert f"`{schema}`" in text
+
+
+@pytest.mark.slow
+def test_every_field_of_the_files_of_a_tuned_run_is_documented(tuned_run):
+    known = set(re.findall(r"`([^`]+)`", section("The run folder") + section("`training/`")))
+    folder = tuned_run.folder / "training"
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    line = json.loads((folder / "final" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {*record, *record["fits"][0], *line, "training/", "augmented.jpg"} <= known
+    model = json.loads((tuned_run.folder / "model" / "model.json").read_text(encoding="utf-8"))
+    told = set(re.findall(r"`([^`]+)`", section("Recipes"))) | known
+    assert set(model["training"]["tuning"]) <= told
+    columns = pd.read_parquet(tuned_run.folder / "predictions.parquet").columns
+    assert any(name.startswith("frozen_") for name in columns)
+    assert "`frozen_<class>`" in section("Predictions (`.csv`, `.parquet`)")
 
 
 # ---- the source
