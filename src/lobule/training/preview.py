@@ -29,7 +29,8 @@ def augmentation_sheet(
 ) -> ImageArray:
     """Return a sheet (h, w, 3) uint8: some originals, and beside each its first epochs.
 
-    The originals are taken evenly from the examples of every class.
+    The originals are taken evenly from the examples of every class, or of the first few classes
+    where there are more than rows.
     """
     classes = np.unique(examples.y)
     places = np.linspace(0, 1, -(-ORIGINALS // len(classes)) + 2)[1:-1]
