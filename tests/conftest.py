@@ -52,6 +52,17 @@ def finished_run(tissue, tmp_path_factory):
     return train(tissue.images, out, recipe=Recipe(folds=3, long_side_px=96))
 
 
+@pytest.fixture
+def one_thread():
+    """Networks this small are only slowed down by a second thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe():
     """A recipe that tunes a network of 0.1 million random weights within seconds."""

@@ -47,19 +47,13 @@ from lobule.training.tuning import Tuning
 from lobule.workflow import prepare, split, train
 from training.small import PREP, make_job, make_network, write_images
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     """Thirty small photographs of fifteen patients."""
     return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from small import make_job, make_network, write_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -28,6 +27,9 @@ from lobule.training.history import METRICS, History, line
 from lobule.training.loop import tune
 from lobule.training.machine import Machine
 from lobule.training.signals import Stopped
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 PLOTS = {
     "lr": "lr",
@@ -45,14 +47,6 @@ PLOTS = {
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def strict(text: str) -> list[dict[str, Any]]:

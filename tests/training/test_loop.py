@@ -21,20 +21,15 @@ from lobule.training.machine import Machine
 from lobule.training.signals import Stopped
 from lobule.training.validate import validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 EVERY_STEP = Machine(checkpoint_s=0)
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def log_of(folder):

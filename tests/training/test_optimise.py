@@ -22,6 +22,9 @@ from lobule.training.optimise import (
 )
 from lobule.training.tuning import Tuning
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 HEAD = {"norm.weight", "norm.bias", "linear.weight", "linear.bias"}
 
 
@@ -155,15 +158,6 @@ def test_a_floor_above_the_rate_leaves_the_rate():
 
 
 # ---- what is frozen
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small are only slowed down by a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def learn(network: Network, tuning: Tuning, *, epoch: int, steps: int = 3) -> set[str]:
