@@ -16,6 +16,15 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_runtest_setup(item):
+    """Skip what needs a CUDA device where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
     """No test reads or fills the user's cache."""

@@ -76,6 +76,12 @@ def show(path: str | os.PathLike[str]) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line that an error says, or its name where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return show(next(filter(None, lines), type(error).__name__))
+
+
 def name_some(names: list[str], limit: int = 5) -> str:
     """Join the first `limit` names and say how many more there are."""
     shown = ", ".join(show(name) for name in names[:limit])

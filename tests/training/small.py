@@ -43,7 +43,9 @@ def write_images(folder: Path, *, n: int = 30) -> Manifest:
     return Manifest(folder, complete(pd.DataFrame(rows)))
 
 
-def make_job(manifest: Manifest, folder: Path, *, seed: int = 0, **tuning: object) -> Job:
+def make_job(
+    manifest: Manifest, folder: Path, *, seed: int = 0, prep: Preprocessing = PREP, **tuning: object
+) -> Job:
     """Return a job on such images, the last eight of them for validation."""
     y = (manifest.table["label"] == "malignant").to_numpy().astype(np.int64)
     rows = np.arange(len(y))
@@ -55,9 +57,9 @@ def make_job(manifest: Manifest, folder: Path, *, seed: int = 0, **tuning: objec
     return Job(
         name="fold 1",
         folder=folder,
-        pixels=open_pixels(manifest, PREP, manifest.root / "cache"),
+        pixels=open_pixels(manifest, prep, manifest.root / "cache"),
         paths=tuple(manifest.table["path"]),
-        prep=PREP,
+        prep=prep,
         tuning=Tuning(**settings),
         seed=seed,
         identity={"data": manifest.data_hash, "recipe": str(settings)},

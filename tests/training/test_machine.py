@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -83,16 +84,22 @@ def test_without_a_cuda_device_the_cpu_is_taken_and_cuda_refused():
     assert str(caught.value) == ("--device cuda: torch finds no CUDA device\n  see `lobule doctor`")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_a_cuda_device_comes_before_the_cpu():
-    found = settle(Machine(), build("test_efficientnet"))
-    assert found.device == torch.device("cuda", 0)
-    assert found.bf16 == torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def test_fewer_than_no_workers_are_refused():
     with pytest.raises(UsageError, match="--workers must be 0 or more, got -1"):
         Machine(workers=-1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "loaders"), [(1, 1, 0), (2, 1, 1), (16, 1, 4), (16, 4, 3), (4, 8, 0)]
+)
+def test_processes_load_for_a_cuda_device_where_cores_are_free(
+    cores, processes, loaders, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert Machine().loaders(torch.device("cuda")) == loaders
+    assert Machine().loaders(CPU) == 0
+    assert Machine(workers=7).loaders(CPU) == Machine(workers=7).loaders(torch.device("cuda")) == 7
 
 
 def test_the_record_says_what_the_bits_depend_on():

@@ -180,7 +180,7 @@ def train(
     ] = None,
     device: DeviceChoice = Device.auto,
     precision: PrecisionChoice = Precision.auto,
-    workers: Workers = 0,
+    workers: Workers = None,
     pattern: Pattern = None,
     metadata: Metadata = None,
     root: Root = None,

@@ -82,5 +82,11 @@ class Precision(StrEnum):
 
 DeviceChoice = Annotated[Device, typer.Option(help="Where networks are tuned.")]
 PrecisionChoice = Annotated[Precision, typer.Option(help="Precision of tuning.")]
-Workers = Annotated[int, typer.Option(help="Processes that load images while tuning.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that load images while tuning.",
+        show_default="up to 4 beside a GPU, none beside a CPU",
+    ),
+]
 OnErrorChoice = Annotated[OnError, typer.Option(help="For images that cannot be read.")]

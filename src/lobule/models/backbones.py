@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lobule.data.images import Preprocessing
-from lobule.errors import ModelError, UsageError, show
+from lobule.errors import ModelError, UsageError, first_line, show
 from lobule.models.hub import DEFAULT as DEFAULT
-from lobule.models.hub import first_line
 from lobule.models.license import terms
 from lobule.models.sources import BY_MAKER, Source, check_name, fetch_published, resolve
 from lobule.models.tensors import hash_tensors, load_state, read_tensors

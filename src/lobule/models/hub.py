@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from lobule.errors import ModelError, show
+from lobule.errors import ModelError, first_line, show
 
 DEFAULT = "tf_efficientnet_lite0"
 """The backbone that needs no hub: 3.4 million parameters, ImageNet, Apache-2.0."""
@@ -101,9 +101,3 @@ def _unreached(error: LocalEntryNotFoundError) -> str:
         why = f"the hub {what} {type(cause).__name__} ({first_line(cause)})"
     part = "only a part of it" if isinstance(error, IncompleteSnapshotError) else "no copy of it"
     return f"{why}, and {constants.HF_HUB_CACHE} holds {part}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line that an error says, or its name where it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return show(next(filter(None, lines), type(error).__name__))

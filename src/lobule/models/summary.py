@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lobule.errors import UsageError
+from lobule.errors import UsageError, first_line
 from lobule.models.backbones import build, input_config, only_size, width_of
-from lobule.models.hub import first_line
 from lobule.models.network import Network
 from lobule.models.sources import resolve
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lobule.errors import TrainingError, name_some
+from lobule.errors import TrainingError, first_line, name_some
 from lobule.models.network import Network
 from lobule.progress import Progress, no_progress
 from lobule.training.augment import augment, normalise
 from lobule.training.batches import Batch, EpochShare, Planned, load, plan_epoch
 from lobule.training.fit import Fit, Job, State, begin, clone, save
 from lobule.training.history import line
-from lobule.training.machine import Machine, Settled
+from lobule.training.machine import Machine, Settled, relax, repeatable
 from lobule.training.optimise import cosine_rate, plateau_rate, set_rates, unfreeze
 from lobule.training.signals import Asked, Stopped, noticing
 from lobule.training.validate import better, validate
@@ -61,8 +61,8 @@ def tune(
         asked = stack.enter_context(noticing())
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         stack.enter_context(torch.random.fork_rng(devices=cuda))
-        stack.enter_context(torch.backends.cudnn.flags(benchmark=False, deterministic=True))
         fit, goes_on = begin(job, network, machine or Machine())
+        stack.enter_context(repeatable(fit.settled))
         if not goes_on and job.tuning.head == "probe":
             # the frozen start is a candidate like any epoch
             _judge(fit, lr=None, loss=None, accuracy=None)
@@ -100,7 +100,8 @@ def _train(fit: Fit, asked: Asked) -> Iterator[None]:
             job.pixels, job.train, job.tuning, fit.plan, job.seed, state.epoch + 1,
             fit.network.linear.in_features, fit.machine.world.rank, fit.machine.world.size,
         )  # fmt: skip
-        for batch in load(share, start=state.batch, workers=fit.machine.workers):
+        loaders = fit.machine.loaders(fit.settled.device)
+        for batch in load(share, start=state.batch, workers=loaders):
             stop = _step(fit, forward, batch, asked)
             if state.batch == len(fit.plan):
                 _end_epoch(fit)
@@ -114,6 +115,17 @@ def _train(fit: Fit, asked: Asked) -> Iterator[None]:
 
 def _step(fit: Fit, forward: torch.nn.Module, batch: Batch, asked: Asked) -> int:
     """Take one step; return the signal that asks to stop, or 0."""
+    try:
+        return _take_step(fit, forward, batch, asked)
+    except RuntimeError as error:
+        if not relax(error):
+            raise
+        _log.warning("%s: if it is resumed, it will not be bit-exact: %s",
+                     fit.job.name, first_line(error))  # fmt: skip
+    return _take_step(fit, forward, batch, asked)
+
+
+def _take_step(fit: Fit, forward: torch.nn.Module, batch: Batch, asked: Asked) -> int:
     job, state, device = fit.job, fit.state, fit.settled.device
     # for networks that draw inside, as with stochastic depth
     torch.manual_seed(job.seed * 1_000_003 + state.step)

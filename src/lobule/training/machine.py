@@ -6,10 +6,13 @@ it is rounded.
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,22 +28,36 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Machine:
     """What was asked for.
 
-    workers: processes that load images beside the one that trains. checkpoint_s: seconds between
-    checkpoints; 0 writes one after every step. world: the processes that train together.
+    workers: processes that load images beside the one that trains; None leaves it to `loaders`.
+    checkpoint_s: seconds between checkpoints; 0 writes one after every step. world: the processes
+    that train together.
     """
 
     device: DeviceName = "auto"
     precision: Precision = "auto"
-    workers: int = 0
+    workers: int | None = None
     checkpoint_s: float = 60.0
     world: World = ALONE
 
     def __post_init__(self) -> None:
         """Refuse what no machine has."""
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers must be 0 or more, got {self.workers}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch finds no CUDA device", fix="see `lobule doctor`")
+
+    def loaders(self, device: torch.device) -> int:
+        """Return how many processes load: those asked for, or what pays.
+
+        Beside a CUDA device, which waits for a single loader most of the time, up to four that
+        have a core of their own; beside a CPU, which has none to spare, none.
+        """
+        if self.workers is not None:
+            return self.workers
+        if device.type != "cuda":
+            return 0
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(0, min(4, cores - 1))
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,49 @@ def settle(machine: Machine, network: nn.Module) -> Settled:
     if cuda:
         return Settled(device, torch.cuda.is_bf16_supported(including_emulation=False))
     return Settled(device, cpu_multiplies_bf16() and not has_depthwise(network))
+
+
+@contextmanager
+def repeatable(settled: Settled) -> Iterator[None]:
+    """Compute the same bits every time on a CUDA device, and float32 as float32.
+
+    An operation that has no implementation of that kind raises RuntimeError; see `relax`. A CPU
+    needs none of this.
+    """
+    if settled.device.type != "cuda":
+        yield
+        return
+    # torch refuses every matrix product where cuBLAS was not told this
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    memory: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
+        torch.backends.cuda.matmul.allow_tf32,
+    )
+    # attention has two kinds of gradient, and takes the repeatable one only where all must be
+    torch.use_deterministic_algorithms(True)
+    # nothing here reads memory that was not written, and writing it twice takes time
+    memory.fill_uninitialized_memory = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory, torch.backends.cuda.matmul.allow_tf32 = before[2:]
+
+
+def relax(error: RuntimeError) -> bool:
+    """Whether `error` is of an operation that cannot be repeated to the bit; allow it if so."""
+    strict = not torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict and "does not have a deterministic implementation" in str(error):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return True
+    return False
 
 
 def cpu_multiplies_bf16() -> bool:
