@@ -260,9 +260,13 @@ def test_a_full_disk_ends_with_2_names_the_file_and_keeps_earlier_files(tissue, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tissue, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_among_the_features_ends_with_its_code_and_the_same_command_goes_on(
+    tissue, tmp_path, number, code
+):
     cache = tmp_path / "cache"
-    words = ("train", tissue.images, "-o", tmp_path / "r", "--folds", 3, "--size", 96)
+    # large enough that there is work left when the signal arrives
+    words = ("train", tissue.images, "-o", tmp_path / "r", "--folds", 3, "--size", 160)
     env = {**os.environ, "LOBULE_CACHE": str(cache)}
     process = python_m_lobule(*words, env=env)
     deadline = time.monotonic() + 120
@@ -270,9 +274,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tissue, tmp_path):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == code, err
     assert "interrupted; what was finished is kept" in err
     assert "Traceback" not in err
     done = len(list(cache.rglob("*.npz")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from lobule.data.scan import scan
 from lobule.errors import ImageError
 from lobule.models.backbones import load_backbone
 from lobule.training.features import colour_statistics, decode_ahead, embed
+from lobule.training.signals import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,26 @@ def test_cached_features_are_read_back_without_the_images(folder, backbone, tmp_
     again = embed(manifest, backbone, prep, cache=tmp_path / "cache")
     assert np.array_equal(first.views, again.views)
     assert np.array_equal(first.colour, again.colour)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_image_under_way_be_kept(folder, backbone, tmp_path, number):
+    manifest = scan(folder)
+    prep = backbone.preprocessing(64)
+
+    def stopping(items, *, total, task):
+        for n, item in enumerate(items, start=1):
+            if n == 3:
+                os.kill(os.getpid(), number)
+            yield item
+
+    with pytest.raises(Interrupted, match=number.name):
+        embed(manifest, backbone, prep, cache=tmp_path, progress=stopping)
+    assert len(list(tmp_path.rglob("*.npz"))) == 3 < len(manifest)
+    left = []
+    embed(manifest, backbone, prep, cache=tmp_path,
+          progress=lambda items, *, total, task: left.append(total) or items)  # fmt: skip
+    assert left == [len(manifest) - 3]
 
 
 def test_another_size_does_not_take_the_cached_features(folder, backbone, tmp_path):

@@ -23,6 +23,7 @@ from lobule.models.backbones import Backbone
 from lobule.models.classifier import Features
 from lobule.models.engines import Engine, EngineName, make_engine
 from lobule.progress import Progress, no_progress
+from lobule.training.signals import Interrupted, noticing
 
 AHEAD = 4
 """Images decoded before the network asks for them."""
@@ -73,7 +74,7 @@ def embed(
     cache: a folder; features found there (by content hash, weights hash and preprocessing) are
     not computed again, so that an interrupted run goes on where it stopped. engine: what runs
     the network.
-    Raises ImageError if an image cannot be decoded.
+    Raises ImageError if an image cannot be decoded; Interrupted after SIGINT or SIGTERM.
     """
     engine_name, run = make_engine(backbone.network, engine)
     kept = _cache_files(manifest, f"{backbone.weights_sha256} {prep.id} {engine_name}", cache)
@@ -85,12 +86,15 @@ def embed(
             todo.append(i)
     paths = [manifest.file(manifest.table["path"].iat[i]) for i in todo]
     images = progress(decode_ahead(paths), total=len(todo), task="computing features")
-    for i, image in zip(todo, images, strict=True):
-        views[i] = embed_image(image, run, prep, backbone.n_features)
-        colour[i] = colour_statistics(image)
-        if (file := kept[i]) is not None:
-            with replacing(file) as temporary, temporary.open("xb") as out:
-                np.savez(out, views=views[i], colour=colour[i])
+    with noticing() as asked:
+        for i, image in zip(todo, images, strict=True):
+            views[i] = embed_image(image, run, prep, backbone.n_features)
+            colour[i] = colour_statistics(image)
+            if (file := kept[i]) is not None:
+                with replacing(file) as temporary, temporary.open("xb") as out:
+                    np.savez(out, views=views[i], colour=colour[i])
+            if asked.signal:
+                raise Interrupted(asked.signal)
     return Features(views, colour)
 
 

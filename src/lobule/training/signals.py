@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the step under way is finished and saved, then it ends."""
+"""Ctrl-C and SIGTERM during long work: the step under way is finished and saved, then it ends."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(KeyboardInterrupt):
-    """Training was asked to stop and has saved where it is.
+class Interrupted(KeyboardInterrupt):
+    """Work was asked to stop and has kept what was finished.
 
     signal: the signal's number. Derives from KeyboardInterrupt, as what Ctrl-C raises elsewhere.
     """
@@ -18,6 +18,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.signal = number
+
+
+class Stopped(Interrupted):
+    """Training was stopped, in all processes that train together, and has saved where it is."""
 
 
 class Asked:
@@ -30,6 +34,7 @@ class Asked:
 def noticing() -> Iterator[Asked]:
     """Note SIGINT and SIGTERM instead of being ended by them; a second one ends at once.
 
+    What a handler raises is lost where Python ignores exceptions, as in a finalizer; a note is not.
     In another thread than the main one Python delivers no signals, and nothing is changed.
     """
     asked = Asked()
