@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from lobule.errors import show
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lobule.checkup import Check
     from lobule.data.findings import Audit
     from lobule.data.manifest import Manifest
