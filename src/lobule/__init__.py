@@ -2,7 +2,7 @@
 
 The public functions are the verbs of the command line; each takes the result of the one before:
 
-    scan -> audit -> split -> train -> (predict -> evaluate) -> report
+    scan -> audit -> split -> train -> (export, predict -> evaluate) -> report
 
 Names are imported on first use, so that `import lobule` loads no torch.
 """
@@ -25,10 +25,12 @@ _HOMES = {
     "Predictions": "lobule.evaluation.predictions",
     "Recipe": "lobule.training.recipe",
     "Run": "lobule.run",
+    "Running": "lobule.inference.choice",
     "audit": "lobule.data.audit",
     "demo": "lobule.workflow",
     "doctor": "lobule.checkup",
     "evaluate": "lobule.evaluation.evaluate",
+    "export": "lobule.inference.export",
     "leakage": "lobule.workflow",
     "load_model": "lobule.models.bundle",
     "predict": "lobule.inference.predictor",
@@ -54,11 +56,13 @@ __all__ = [
     "Predictions",
     "Recipe",
     "Run",
+    "Running",
     "__version__",
     "audit",
     "demo",
     "doctor",
     "evaluate",
+    "export",
     "leakage",
     "load_model",
     "predict",
@@ -84,6 +88,8 @@ if TYPE_CHECKING:
     from lobule.evaluation.intervals import Interval
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions, read_predictions, write_predictions
+    from lobule.inference.choice import Running
+    from lobule.inference.export import export
     from lobule.inference.predictor import predict
     from lobule.models.bundle import Model, load_model, save_model
     from lobule.reporting.report import report

@@ -29,6 +29,7 @@ from lobule.data.audit import audit
 from lobule.data.cache import drop_pixels
 from lobule.data.cohort import write_tissue
 from lobule.data.findings import Audit, require_clean
+from lobule.data.images import Preprocessing
 from lobule.data.manifest import (
     Manifest,
     class_indices,
@@ -43,6 +44,7 @@ from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import make_predictions, write_predictions
 from lobule.files import write_json
+from lobule.measured import forget
 from lobule.models.backbones import load_backbone
 from lobule.models.bundle import make_model, save_model
 from lobule.progress import Progress, no_progress
@@ -63,6 +65,7 @@ from lobule.training.final import (
 from lobule.training.finetune import Bench, check_tuning
 from lobule.training.leakage import measure_leakage
 from lobule.training.machine import Machine
+from lobule.training.probe import choose_precision
 from lobule.training.recipe import Recipe
 
 
@@ -205,10 +208,14 @@ def train(
         held_out=features.where(held_out), recipe=recipe,
     )  # fmt: skip
     if recipe.tuning is not None:
+        kept = cache or out / "training"
         bench = Bench(
             learn.manifest, tuple(groups), seen, backbone, prep, recipe,
-            folder=out / "training", cache=cache or out / "training",
-            machine=machine or Machine(), progress=progress,
+            folder=out / "training", cache=kept, progress=progress,
+            machine=choose_precision(
+                machine or Machine(), backbone.network, usual_size(learn.manifest, prep),
+                batch_size=recipe.tuning.batch_size, cache=kept,
+            ),
         )  # fmt: skip
         learned = keep_tuned(bench, fold, learned, held_out=part)
         write_trainings(learned, bench)
@@ -248,6 +255,7 @@ def train(
     drop_checkpoints(out / "training")
     if cache is None:
         drop_pixels(out / "training")
+        forget(out / "training")
     report(out)
     return Run(out, ready.audit, evaluation, leakage, model)
 
@@ -281,6 +289,12 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> Run:
     refuse_taken(out)
     tissue = write_tissue(out / "tissue", seed=seed, progress=progress)
     return train(tissue.images, out / "run", recipe=Recipe(seed=seed), progress=progress)
+
+
+def usual_size(manifest: Manifest, prep: Preprocessing) -> tuple[int, int]:
+    """Return height and width, in the network, of the median image."""
+    width, height = manifest.table[["width", "height"]].median()
+    return prep.size(int(width), int(height))[::-1]
 
 
 def held_out_rows(manifest: Manifest) -> NDArray[np.bool_]:

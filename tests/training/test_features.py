@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lobule.data.images import decode, dihedral_view
 from lobule.data.scan import scan
 from lobule.errors import ImageError
 from lobule.models.backbones import load_backbone
-from lobule.training.features import colour_statistics, decode_ahead, embed
+from lobule.training.features import ahead, colour_statistics, embed
 from lobule.training.signals import Interrupted
 
 
@@ -114,17 +115,19 @@ def test_colour_statistics_do_not_depend_on_the_view():
         assert np.allclose(turned, colour_statistics(image), atol=1e-5)
 
 
-def test_images_come_in_order(folder):
-    paths = sorted(folder.rglob("*.png"))
-    for path, image in zip(paths, decode_ahead(paths), strict=True):
-        assert np.array_equal(image, decode(path))
+def test_what_is_worked_out_ahead_comes_in_order():
+    slow_first = list(range(20))
+    assert list(ahead(lambda i: time.sleep(0.02 * (i % 3 == 0)) or i, slow_first)) == slow_first
 
 
-def test_an_unreadable_image_is_named(folder, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"\x89PNG no more")
-    with pytest.raises(ImageError, match=r"broken\.png"):
-        list(decode_ahead([*sorted(folder.rglob("*.png")), broken]))
+def test_an_unreadable_image_is_named_and_those_before_it_are_kept(folder, backbone, tmp_path):
+    root = tmp_path / "folder"
+    shutil.copytree(folder, root)
+    (root / "malignant" / "zz.png").write_bytes(b"\x89PNG no more")
+    manifest = scan(root)
+    with pytest.raises(ImageError, match=r"zz\.png"):
+        embed(manifest, backbone, backbone.preprocessing(48), cache=tmp_path / "cache")
+    assert len(list(tmp_path.rglob("*.npz"))) == len(manifest) - 1
 
 
 def test_a_damaged_cache_file_is_computed_again(folder, backbone, tmp_path):

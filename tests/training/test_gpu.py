@@ -100,8 +100,9 @@ def test_features_are_those_of_the_cpu():
     batch = np.random.default_rng(0).normal(size=(4, 3, 97, 64)).astype(np.float32)
     plain = load_backbone("test_efficientnet", weights="none").network
     expected = plain(torch.from_numpy(batch)).numpy()
-    name, engine = make_engine(plain)
-    assert name == "torch-cuda"
+    made = make_engine(plain)
+    name, engine = made.name, made.run
+    assert name == "torch-cuda-fp32"
     assert np.abs(engine(batch) - expected).max() < 5e-3 * np.abs(expected).max()
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from lobule import __version__
-from lobule.cli import texts
-from lobule.cli.console import PARTIAL, Said, Verbs, bar, emit, say
+from lobule.cli import saved, texts
+from lobule.cli.console import Said, Verbs, bar, emit, say
 from lobule.cli.options import (
     Allow,
     Backbone,
@@ -26,8 +26,6 @@ from lobule.cli.options import (
     Folds,
     Json,
     Metadata,
-    OnError,
-    OnErrorChoice,
     Pattern,
     Positive,
     Precision,
@@ -242,70 +240,15 @@ def summary(
     emit(texts.summary_text(found), found.to_json(), as_json=json)
 
 
-@app.command(epilog="Example: lobule predict run/model new-photographs -o predictions.csv")
-def predict(
-    model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help=".csv or .parquet file.")] = None,
-    on_error: OnErrorChoice = OnError.fail,
-    cache: Cache = True,
-    json: Json = False,
-) -> None:
-    """Predict images with a saved model; exit code 5 if some were skipped."""
-    from lobule.data.scan import scan_files
-    from lobule.evaluation.predictions import write_predictions
-    from lobule.files import default_cache
-    from lobule.inference.predictor import predict as run
-    from lobule.models.bundle import load_model
+app.command(epilog="Example: lobule predict run/model new-photographs -o predictions.csv")(
+    saved.predict
+)
 
-    manifest = scan_files(images, progress=bar)
-    for file in manifest.skipped:
-        say(f"passed over {show(file.path)}: {file.reason}")
-    predictions = run(
-        load_model(model),
-        manifest,
-        on_error=on_error.value,
-        cache=default_cache() if cache else None,
-        progress=bar,
-    )
-    if out is not None:
-        write_predictions(predictions, out)
-    for reason in predictions.failed.values():
-        say(f"skipped: {reason}")
-    emit(
-        texts.predictions_text(predictions, out),
-        texts.predictions_record(predictions, out),
-        as_json=json,
-    )
-    if predictions.failed:
-        raise typer.Exit(PARTIAL)
+app.command(epilog="Example: lobule export run/model --int8")(saved.export)
 
-
-@app.command(epilog="Example: lobule evaluate predictions.csv --manifest manifest.csv")
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Predictions table (.csv, .parquet).")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="Manifest that knows labels and patients.")
-    ] = None,
-    root: Root = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help=".json file.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the patient bootstrap.")] = 0,
-    json: Json = False,
-) -> None:
-    """Compute every figure of a predictions table, with patient-bootstrap intervals.
-
-    Thresholds are those the table carries; nothing is tuned.
-    """
-    from lobule.data.manifest import read_manifest
-    from lobule.evaluation.evaluate import evaluate as run
-    from lobule.evaluation.predictions import read_predictions
-    from lobule.files import write_json
-
-    known = None if manifest is None else read_manifest(manifest, root=root, with_images=False)
-    found = run(read_predictions(predictions, manifest=known), seed=seed)
-    if out is not None:
-        write_json(out, found.to_json())
-    emit(texts.evaluation_text(found), found.to_json(), as_json=json)
+app.command(epilog="Example: lobule evaluate predictions.csv --manifest manifest.csv")(
+    saved.evaluate
+)
 
 
 @app.command(epilog="Example: lobule leakage photographs")

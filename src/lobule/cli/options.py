@@ -90,3 +90,38 @@ Workers = Annotated[
     ),
 ]
 OnErrorChoice = Annotated[OnError, typer.Option(help="For images that cannot be read.")]
+
+
+class Runner(StrEnum):
+    """What runs the network of a saved model."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+    onnx = "onnx"
+
+
+class Rounding(StrEnum):
+    """What the network of a saved model is run in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+class Target(StrEnum):
+    """What a network is exported for."""
+
+    openvino = "openvino"
+    onnx = "onnx"
+
+
+RunnerChoice = Annotated[
+    Runner, typer.Option("--engine", help="What runs the network; auto: the fastest export here.")
+]
+RoundingChoice = Annotated[
+    Rounding,
+    typer.Option("--precision", help="What it is run in; auto: the fastest that agrees here."),
+]
+Views = Annotated[int, typer.Option(help="Views of each image: 8, or 1 in an eighth of the time.")]

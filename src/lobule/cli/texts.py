@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lobule.evaluation.evaluate import Evaluation
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
+    from lobule.models.exports import Export
     from lobule.models.summary import Summary
     from lobule.run import Run
 
@@ -205,6 +206,32 @@ def predictions_text(predictions: Predictions, out: Path | None) -> str:
     return "\n".join(
         f"{row[last]:.4f}  {row['decision']:<12} {show(row['path'])}" for _, row in table.iterrows()
     )
+
+
+def export_record(found: Export) -> dict[str, Any]:
+    """Return what export.json holds, and where it lies."""
+    return {**found.to_json(), "folder": str(found.folder)}
+
+
+def export_text(found: Export) -> str:
+    """Return where the export lies and how it agrees with the original."""
+    seen = found.agreement
+    lines = [
+        f"export: {show(found.folder)}",
+        f"  compared on {seen['images']} images: largest difference of a probability "
+        f"{seen['largest_difference']:.2g}",
+    ]
+    if "labels_changed" in seen:
+        lines.append(
+            f"  labels changed: {seen['labels_changed']:.2%}; ranges from "
+            f"{seen['calibration_images']} training images"
+        )
+    if (gain := seen.get("roc_auc_gain")) is not None:
+        lines.append(
+            f"  image ROC AUC of the kept model, int8 less fp32: {gain['estimate']:+.4f} "
+            f"({gain['low']:+.4f} to {gain['high']:+.4f}), paired by patient"
+        )
+    return "\n".join(lines)
 
 
 def doctor_text(checks: Sequence[Check]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,21 @@ from typing import Literal
 
 import numpy as np
 
+from lobule.data.images import N_VIEWS
 from lobule.data.manifest import Manifest
-from lobule.data.scan import scan_files, unreadable
+from lobule.data.scan import scan_files
 from lobule.errors import DataError, show
 from lobule.evaluation.predictions import LEVELS, Predictions, make_predictions
+from lobule.inference.choice import Running, choose_engine
 from lobule.models.bundle import Model
+from lobule.models.classifier import Features, Matrix
 from lobule.progress import Progress, no_progress
-from lobule.training.features import embed
+from lobule.training.features import Extractor, embed_each
+
+AS_TRAINED = Running()
+"""The engine, precision and views that the operating point was chosen with, or their equal."""
+
+_log = logging.getLogger(__name__)
 
 
 def predict(
@@ -25,6 +34,7 @@ def predict(
     on_error: Literal["fail", "skip"] = "fail",
     cache: Path | None = None,
     source: str = "prediction",
+    running: Running = AS_TRAINED,
     progress: Progress = no_progress,
 ) -> Predictions:
     """Predict images with a model from `load_model`.
@@ -32,22 +42,34 @@ def predict(
     images: a manifest, a folder, or files and folders. on_error: "fail" raises ImageError at the
     first image that cannot be read; "skip" leaves such images out and names them in
     `Predictions.failed`. cache: folder of features computed before. source: what the images are,
-    in words, for the `source` column.
-    The decision is taken at the operating point stored in the model, never at a new one.
+    in words, for the `source` column. running: what runs the network, on how many views; the
+    operating point was chosen on the mean of eight.
+    The decision is taken at the operating point stored in the model, never at a new one. Images
+    are worked on one at a time, so that memory does not grow with their size.
     Raises DataError if no image is left.
     """
     if not isinstance(images, Manifest):
         paths = [images] if isinstance(images, Path) else list(images)
         images = scan_files(paths, progress=progress)
+    engine = choose_engine(model, _first_shape(model, images), running, cache=cache)
+    extractor = Extractor(engine, model.preprocessing, model.backbone_sha256, running.views)
     failed: dict[str, str] = {}
-    if on_error == "skip":
-        failed = unreadable(images, progress=progress)
-        images = images.where(~images.table["path"].isin(list(failed)))
-        if len(images) == 0:
-            first = next(iter(failed))
-            raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")
-    features = embed(images, model.backbone, model.preprocessing, cache=cache, progress=progress)
+    found: dict[str, Matrix] = {}
+    done = np.zeros(len(images), dtype=bool)
+    noted = failed if on_error == "skip" else None
+    features = embed_each(images, extractor, cache=cache, failed=noted, progress=progress)
+    for i, (of_views, of_colour) in features:
+        said = model.heads.probabilities(Features(of_views[None], of_colour[None]))
+        for kind, values in said.items():
+            found.setdefault(kind, np.empty((len(images), values.shape[1])))[i] = values[0]
+        done[i] = True
+    if not done.any():
+        first = next(iter(failed))
+        raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")
+    images = images.where(done)
     points = model.info.operating_points
+    if running.views != N_VIEWS and points:
+        _log.warning("the operating point was chosen on the mean of %d views, not on one", N_VIEWS)
     thresholds = {
         level: np.full(len(images), points[level]["threshold"])
         for level in LEVELS
@@ -56,7 +78,7 @@ def predict(
     predictions = make_predictions(
         images,
         model.info.classes,
-        model.heads.probabilities(features),
+        {kind: values[done] for kind, values in found.items()},
         thresholds,
         model=model.id,
         weights=model.weights_sha256,
@@ -64,3 +86,12 @@ def predict(
         source=source,
     )
     return replace(predictions, failed=failed)
+
+
+def _first_shape(model: Model, images: Manifest) -> tuple[int, int]:
+    """Return height and width, in the network, of the first image whose size is known."""
+    known = images.table[["width", "height"]].dropna()
+    if known.empty:
+        return model.preprocessing.size(1, 1)[::-1]
+    width, height = model.preprocessing.size(*(int(side) for side in known.iloc[0]))
+    return height, width

@@ -6,24 +6,33 @@ Nothing in it is code, and reading it runs none.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
-import torch
 
 from lobule.data.images import Preprocessing
 from lobule.errors import DataError, ModelError, show
 from lobule.files import replacing, write_json, write_text
-from lobule.models.backbones import Backbone, build, wrap
 from lobule.models.card import model_card
-from lobule.models.classifier import Heads, LinearHead
-from lobule.models.folder import CARD, INFO, SCHEMA, WEIGHTS, read_info, read_weights
-from lobule.models.layout import input_of
-from lobule.models.tensors import load_state
+from lobule.models.classifier import Heads, LinearHead, Matrix
+from lobule.models.folder import (
+    CARD,
+    INFO,
+    SCHEMA,
+    WEIGHTS,
+    hash_stored,
+    read_info,
+    read_weights,
+)
+
+if TYPE_CHECKING:
+    from lobule.models.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,23 @@ class ModelInfo:
 class Model:
     """All that a prediction needs: the network, its preprocessing, the heads, and its record.
 
-    weights_sha256: of the weights file, as written or read.
+    weights_sha256: of the weights file, as written or read. backbone_sha256: of the backbone's
+    tensors, as `Backbone.weights_sha256`. folder: where it lies, if it does. network: builds
+    the backbone, when it is first asked for.
     """
 
     info: ModelInfo
-    backbone: Backbone
     preprocessing: Preprocessing
     heads: Heads
     weights_sha256: str
+    backbone_sha256: str
+    network: Callable[[], Backbone] = field(repr=False, compare=False)
+    folder: Path | None = None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The network without its head. Where an export runs in its place, torch is not needed."""
+        return self.network()
 
     @property
     def id(self) -> str:
@@ -71,7 +89,10 @@ def make_model(
 ) -> Model:
     """Put a model together; its identity is the hash of the weights file it will have."""
     data = _pack(backbone, heads)
-    return Model(info, backbone, preprocessing, heads, hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Model(
+        info, preprocessing, heads, sha256, backbone.weights_sha256, network=lambda: backbone
+    )
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -87,7 +108,10 @@ def save_model(model: Model, folder: Path) -> None:
 
 
 def _pack(backbone: Backbone, heads: Heads) -> bytes:
-    tensors = {f"backbone.{key}": value for key, value in backbone.network.state_dict().items()}
+    import safetensors.torch
+    import torch
+
+    tensors = {f"{_BACKBONE}{key}": value for key, value in backbone.network.state_dict().items()}
     for name, part in (("tissue", heads.tissue), ("colour", heads.colour)):
         tensors[f"{name}.weight"] = torch.from_numpy(part.weight)
         tensors[f"{name}.bias"] = torch.from_numpy(part.bias)
@@ -119,10 +143,22 @@ def load_model(folder: Path) -> Model:
 
     The weights must have the SHA-256 that model.json states.
     """
+    model = open_model(folder)
+    # asked for here, so that whatever is wrong with it is said now
+    _ = model.backbone
+    return model
+
+
+def open_model(folder: Path) -> Model:
+    """Read a model folder without building its network, which needs torch; raises ModelError.
+
+    What is wrong with the network's own tensors is told once `Model.backbone` is asked for.
+    """
     record = read_info(folder)
     data = read_weights(folder, record)
-    try:
-        tensors = safetensors.torch.load(data)
+    with _complete(folder):
+        tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
+        heads = {k: _as_array(v) for k, v in tensors.items() if not _is_backbone(k)}
         fields: dict[str, Any] = {key: record[key] for key in ModelInfo.__dataclass_fields__}
         info = ModelInfo(**fields | {"classes": tuple(record["classes"])})
         spec = {k: v for k, v in record["preprocessing"].items() if k != "id"}
@@ -133,31 +169,59 @@ def load_model(folder: Path) -> Model:
                 f"describes {preprocessing.id}",
                 fix="copy the whole model folder again",
             )
+        return Model(
+            info=info,
+            preprocessing=preprocessing,
+            heads=Heads(
+                tissue=_head(heads, "tissue"), colour=_head(heads, "colour"), prior=heads["prior"]
+            ),
+            weights_sha256=record["weights_sha256"],
+            backbone_sha256=hash_stored(
+                {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if _is_backbone(k)}
+            ),
+            network=lambda: _build(folder, record),
+            folder=folder,
+        )
+
+
+def _build(folder: Path, record: dict[str, Any]) -> Backbone:
+    """Build the network of a model folder and fill it."""
+    import safetensors.torch
+
+    from lobule.models.backbones import build, wrap
+    from lobule.models.layout import input_of
+    from lobule.models.tensors import load_state
+
+    tensors = safetensors.torch.load(read_weights(folder, record))
+    with _complete(folder):
         name = record["backbone"]["name"]
         # models of before have no arguments
         arguments = record["backbone"].get("arguments", {})
         network = build(name, arguments)
-        prefix = "backbone."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        state = {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if _is_backbone(k)}
         load_state(network, state, f"file {WEIGHTS}")
-        return Model(
-            info=info,
-            backbone=wrap(
-                name,
-                network,
-                source=record["backbone"]["weights"],
-                license=record["backbone"]["license"],
-                arguments=arguments,
-                config=input_of(record["preprocessing"]),
-            ),
-            preprocessing=preprocessing,
-            heads=Heads(
-                tissue=_head(tensors, "tissue"),
-                colour=_head(tensors, "colour"),
-                prior=tensors["prior"].numpy(),
-            ),
-            weights_sha256=record["weights_sha256"],
+        return wrap(
+            name,
+            network,
+            source=record["backbone"]["weights"],
+            license=record["backbone"]["license"],
+            arguments=arguments,
+            config=input_of(record["preprocessing"]),
         )
+
+
+_BACKBONE = "backbone."
+
+
+def _is_backbone(tensor: str) -> bool:
+    return tensor.startswith(_BACKBONE)
+
+
+@contextmanager
+def _complete(folder: Path) -> Iterator[None]:
+    """Turn what is missing or odd in a model folder into a ModelError."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, DataError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"{show(folder)} is not a complete model: {type(error).__name__} {error}",
@@ -165,6 +229,12 @@ def load_model(folder: Path) -> Model:
         ) from error
 
 
-def _head(tensors: dict[str, torch.Tensor], name: str) -> LinearHead:
-    weight, bias = tensors[f"{name}.weight"].numpy(), tensors[f"{name}.bias"].numpy()
-    return LinearHead(weight.astype(np.float64), bias.astype(np.float64))
+def _as_array(stored: dict[str, Any]) -> Matrix:
+    """Return a head's tensor; others than float64 are not ours."""
+    if stored["dtype"] != "F64":
+        raise TypeError(f"a head of type {stored['dtype']}")
+    return np.frombuffer(stored["data"], np.float64).reshape(stored["shape"]).copy()
+
+
+def _head(tensors: dict[str, Any], name: str) -> LinearHead:
+    return LinearHead(tensors[f"{name}.weight"], tensors[f"{name}.bias"])

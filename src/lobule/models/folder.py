@@ -46,3 +46,24 @@ def read_weights(folder: Path, record: dict[str, Any]) -> bytes:
             fix="copy the whole model folder again",
         )
     return data
+
+
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def hash_stored(tensors: dict[str, dict[str, Any]]) -> str:
+    """Return what `tensors.hash_tensors` gives for tensors as safetensors stores them.
+
+    tensors: by name, each with dtype, shape and data, as `safetensors.deserialize` returns them.
+    Needs no torch.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        stored = tensors[name]
+        kind, shape = _TORCH_NAMES[stored["dtype"]], tuple(stored["shape"])
+        digest.update(f"{name} torch.{kind} {shape}\n".encode())
+        digest.update(stored["data"])
+    return digest.hexdigest()

@@ -1,16 +1,18 @@
-"""From image files to the features of their eight exact views, with a cache on disk.
+"""From image files to the features of their exact views, with a cache on disk.
 
-The order of work is fixed (one image at a time, four views a batch), so that an image's
-features do not depend on which other images are in the folder.
+An image's features do not depend on which other images are in the folder, nor on how many are
+worked on at once. They are handed on one image at a time, so that memory does not grow with them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,32 +20,64 @@ from numpy.typing import NDArray
 
 from lobule.data.images import N_VIEWS, ImageArray, Preprocessing, decode, dihedral_view
 from lobule.data.manifest import Manifest
+from lobule.errors import ImageError
 from lobule.files import replacing
-from lobule.models.backbones import Backbone
+from lobule.measured import cores
 from lobule.models.classifier import Features
 from lobule.models.engines import Engine, EngineName, make_engine
 from lobule.progress import Progress, no_progress
 from lobule.training.signals import Interrupted, noticing
 
-AHEAD = 4
-"""Images decoded before the network asks for them."""
+if TYPE_CHECKING:
+    from lobule.models.backbones import Backbone
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ImageFeatures = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Of one image: (views, n_features) of its views, and (12,) of its colours."""
 
 
-def embed_image(
-    image: ImageArray, engine: Engine, prep: Preprocessing, n_features: int
-) -> NDArray[np.float32]:
-    """Return the features of the eight dihedral views: (8, n_features) float32.
+@dataclass(frozen=True)
+class Extractor:
+    """What turns a decoded image into its features.
 
-    image: (h, w, 3) uint8. Row k belongs to `dihedral_view(image, k)`.
+    engine: runs the network. weights_sha256: of the network. views: how many of the eight.
     """
-    # resizing commutes with the views, so it is done once
-    small = prep.resize(image)
-    views = [prep.normalise(dihedral_view(small, view)) for view in range(N_VIEWS)]
-    rows = np.empty((N_VIEWS, n_features), dtype=np.float32)
-    # even views lie like the image, odd ones across: two batches, each of one shape
-    for lying in (slice(0, None, 2), slice(1, None, 2)):
-        rows[lying] = engine(np.stack(views[lying]))
-    return rows
+
+    engine: Engine
+    prep: Preprocessing
+    weights_sha256: str
+    views: int = N_VIEWS
+
+    @property
+    def id(self) -> str:
+        """All that the features of an image depend on."""
+        plain = "" if self.views == N_VIEWS else f" {self.views}"
+        return f"{self.weights_sha256} {self.prep.id} {self.engine.name}{plain}"
+
+    def __call__(self, image: ImageArray) -> ImageFeatures:
+        """Return the features of an image (h, w, 3) uint8."""
+        return self.of_views(image), colour_statistics(image)
+
+    def of_views(self, image: ImageArray) -> NDArray[np.float32]:
+        """Return the features of the first `views` dihedral views: (views, n_features) float32.
+
+        Row k belongs to `dihedral_view(image, k)`.
+        """
+        # resizing and normalising commute with the views, so they are done once
+        ready = self.prep(image).transpose(1, 2, 0)
+        turned = [
+            np.ascontiguousarray(dihedral_view(ready, k).transpose(2, 0, 1))
+            for k in range(self.views)
+        ]
+        # even views lie like the image, odd ones across: two batches, each of one shape
+        lying = self.engine.run(np.stack(turned[::2]))
+        rows = np.empty((self.views, lying.shape[1]), dtype=np.float32)
+        rows[::2] = lying
+        if self.views > 1:
+            rows[1::2] = self.engine.run(np.stack(turned[1::2]))
+        return rows
 
 
 def colour_statistics(image: ImageArray) -> NDArray[np.float32]:
@@ -71,58 +105,131 @@ def embed(
 ) -> Features:
     """Return the features of every image of the manifest.
 
-    cache: a folder; features found there (by content hash, weights hash and preprocessing) are
-    not computed again, so that an interrupted run goes on where it stopped. engine: what runs
-    the network.
+    cache, progress, errors: as `embed_each`. engine: what runs the network.
+    """
+    extractor = Extractor(make_engine(backbone.network, engine), prep, backbone.weights_sha256)
+    return gather(manifest, extractor, cache=cache, progress=progress)
+
+
+def gather(
+    manifest: Manifest,
+    extractor: Extractor,
+    *,
+    cache: Path | None = None,
+    progress: Progress = no_progress,
+) -> Features:
+    """Return what `embed_each` yields, in the order of the manifest; it must not be empty."""
+    features: Features | None = None
+    for i, (views, colour) in embed_each(manifest, extractor, cache=cache, progress=progress):
+        if features is None:
+            n = len(manifest)
+            features = Features(
+                np.empty((n, *views.shape), np.float32), np.empty((n, len(colour)), np.float32)
+            )
+        features.views[i], features.colour[i] = views, colour
+    if features is None:
+        raise ValueError("no images")
+    return features
+
+
+def embed_each(
+    manifest: Manifest,
+    extractor: Extractor,
+    *,
+    cache: Path | None = None,
+    failed: dict[str, str] | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[int, ImageFeatures]]:
+    """Yield row and features of each image: first those that are kept, then, in order, the others.
+
+    cache: a folder; features found there (by content hash, weights hash and preprocessing) are not
+    computed again, so that an interrupted run goes on where it stopped. failed: where given, an
+    image that cannot be decoded is noted there with the reason, instead of raised, and not
+    yielded.
     Raises ImageError if an image cannot be decoded; Interrupted after SIGINT or SIGTERM.
     """
-    engine_name, run = make_engine(backbone.network, engine)
-    kept = _cache_files(manifest, f"{backbone.weights_sha256} {prep.id} {engine_name}", cache)
-    views = np.empty((len(manifest), N_VIEWS, backbone.n_features), dtype=np.float32)
-    colour = np.empty((len(manifest), 12), dtype=np.float32)
+    kept = _Kept.of(extractor, cache)
+    paths: list[str] = manifest.table["path"].tolist()
+    sha256: list[str] = manifest.table["sha256"].tolist()
     todo = []
-    for i, file in enumerate(kept):
-        if file is None or not _read_kept(file, views[i], colour[i]):
+    for i, name in enumerate(sha256):
+        if (stored := kept.read(name)) is None:
             todo.append(i)
-    paths = [manifest.file(manifest.table["path"].iat[i]) for i in todo]
-    images = progress(decode_ahead(paths), total=len(todo), task="computing features")
+        else:
+            yield i, stored
+
+    def compute(i: int) -> ImageFeatures | ImageError:
+        try:
+            image = decode(manifest.file(paths[i]), None if failed is None else paths[i])
+        except ImageError as error:
+            return error
+        return extractor(image)
+
+    computed = progress(ahead(compute, todo), total=len(todo), task="computing features")
     with noticing() as asked:
-        for i, image in zip(todo, images, strict=True):
-            views[i] = embed_image(image, run, prep, backbone.n_features)
-            colour[i] = colour_statistics(image)
-            if (file := kept[i]) is not None:
-                with replacing(file) as temporary, temporary.open("xb") as out:
-                    np.savez(out, views=views[i], colour=colour[i])
+        for i, found in zip(todo, computed, strict=True):
+            if not isinstance(found, ImageError):
+                kept.write(sha256[i], found)
+                yield i, found
+            elif failed is None:
+                raise found
+            else:
+                failed[paths[i]] = found.what
             if asked.signal:
                 raise Interrupted(asked.signal)
-    return Features(views, colour)
 
 
-def decode_ahead(paths: Sequence[Path]) -> Iterator[ImageArray]:
-    """Decode images in order, a few of them ahead of their use in another thread."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: deque[Future[ImageArray]] = deque()
-        for path in paths:
-            waiting.append(pool.submit(decode, path))
-            if len(waiting) > AHEAD:
+def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield `function` of each item in order, some of them worked out ahead in other threads.
+
+    Two at least, so that one is decoded while another is in the network.
+    """
+    workers = max(2, min(8, cores()))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="lobule-ahead")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        # whoever stops asking waits for what is under way only
+        pool.shutdown(cancel_futures=True)
 
 
-def _read_kept(file: Path, views: NDArray[np.float32], colour: NDArray[np.float32]) -> bool:
-    """Fill one image's rows from the cache; False where its file is not there or damaged."""
-    try:
-        # opened here, since numpy leaves a damaged file open
-        with file.open("rb") as data, np.load(data, allow_pickle=False) as stored:
-            views[...], colour[...] = stored["views"], stored["colour"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return False
-    return True
+@dataclass(frozen=True)
+class _Kept:
+    """The features of one extractor in the cache; without a folder nothing is kept."""
 
+    folder: Path | None
 
-def _cache_files(manifest: Manifest, key: str, cache: Path | None) -> list[Path | None]:
-    if cache is None:
-        return [None] * len(manifest)
-    folder = cache / "features" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    return [folder / sha256[:2] / f"{sha256}.npz" for sha256 in manifest.table["sha256"]]
+    @classmethod
+    def of(cls, extractor: Extractor, cache: Path | None) -> _Kept:
+        name = hashlib.sha256(extractor.id.encode()).hexdigest()[:24]
+        return cls(None if cache is None else cache / "features" / name)
+
+    def read(self, sha256: str) -> ImageFeatures | None:
+        """Return what is kept of an image; None where its file is not there or damaged."""
+        if self.folder is None:
+            return None
+        try:
+            # opened here, since numpy leaves a damaged file open
+            with (
+                self._file(self.folder, sha256).open("rb") as data,
+                np.load(data, allow_pickle=False) as stored,
+            ):
+                return stored["views"], stored["colour"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+
+    def write(self, sha256: str, found: ImageFeatures) -> None:
+        if self.folder is not None:
+            file = self._file(self.folder, sha256)
+            with replacing(file) as temporary, temporary.open("xb") as out:
+                np.savez(out, views=found[0], colour=found[1])
+
+    @staticmethod
+    def _file(folder: Path, sha256: str) -> Path:
+        return folder / sha256[:2] / f"{sha256}.npz"

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lobule.errors import UsageError
+from lobule.measured import cores
 from lobule.training.distributed import ALONE, World
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -56,8 +57,8 @@ class Machine:
             return self.workers
         if device.type != "cuda":
             return 0
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(0, min(4, cores - 1))
+        each = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(0, min(4, each - 1))
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,29 @@ class Settled:
 
 
 def settle(machine: Machine, network: nn.Module) -> Settled:
-    """Choose what this machine is good at, where it was not named.
+    """Choose what this machine is good at, where it was not named and not measured (`probe`).
 
-    A CUDA device before the CPU. bfloat16 where the hardware multiplies it: on CUDA devices that
-    do, on CPUs with AMX or AVX-512 bf16. On a CPU, networks with depthwise convolutions stay in
-    float32, since those have no fast bfloat16 kernel and train slower in it.
+    A CUDA device before the CPU. bfloat16 where the hardware multiplies it. On a CPU, networks
+    with depthwise convolutions stay in float32, since those have no fast bfloat16 kernel there.
     """
-    cuda = machine.device == "cuda" or (machine.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", machine.world.local_rank) if cuda else torch.device("cpu")
+    device = choose_device(machine)
     if machine.precision != "auto":
         return Settled(device, machine.precision == "bf16")
-    if cuda:
-        return Settled(device, torch.cuda.is_bf16_supported(including_emulation=False))
-    return Settled(device, cpu_multiplies_bf16() and not has_depthwise(network))
+    fast = device.type == "cuda" or not has_depthwise(network)
+    return Settled(device, bf16_is_native(device) and fast)
+
+
+def choose_device(machine: Machine) -> torch.device:
+    """Return a CUDA device if there is one and no other was asked for."""
+    cuda = machine.device == "cuda" or (machine.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", machine.world.local_rank) if cuda else torch.device("cpu")
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return cpu_multiplies_bf16()
 
 
 @contextmanager

@@ -1,0 +1,129 @@
+"""The verbs on what was saved: a model, and its predictions. Registered by `app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lobule.cli import texts
+from lobule.cli.console import PARTIAL, bar, emit, say
+from lobule.cli.options import (
+    Cache,
+    Json,
+    OnError,
+    OnErrorChoice,
+    Root,
+    Rounding,
+    RoundingChoice,
+    Runner,
+    RunnerChoice,
+    Target,
+    Views,
+)
+from lobule.errors import show
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help=".csv or .parquet file.")] = None,
+    on_error: OnErrorChoice = OnError.fail,
+    engine: RunnerChoice = Runner.auto,
+    precision: RoundingChoice = Rounding.fp32,
+    views: Views = 8,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Predict images with a saved model; exit code 5 if some were skipped."""
+    from lobule.data.scan import scan_files
+    from lobule.evaluation.predictions import write_predictions
+    from lobule.files import default_cache
+    from lobule.inference.choice import Running
+    from lobule.inference.predictor import predict as run
+    from lobule.models.bundle import open_model
+
+    running = Running(engine.value, precision.value, views)
+    manifest = scan_files(images, progress=bar)
+    for file in manifest.skipped:
+        say(f"passed over {show(file.path)}: {file.reason}")
+    predictions = run(
+        open_model(model),
+        manifest,
+        on_error=on_error.value,
+        running=running,
+        cache=default_cache() if cache else None,
+        progress=bar,
+    )
+    if out is not None:
+        write_predictions(predictions, out)
+    for reason in predictions.failed.values():
+        say(f"skipped: {reason}")
+    emit(
+        texts.predictions_text(predictions, out),
+        texts.predictions_record(predictions, out),
+        as_json=json,
+    )
+    if predictions.failed:
+        raise typer.Exit(PARTIAL)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
+    to: Annotated[Target, typer.Option(help="What the network is exported for.")] = Target.openvino,
+    int8: Annotated[bool, typer.Option("--int8", help="Round to 8 bits (OpenVINO).")] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The images it was trained on; default: RUN/manifest.parquet."),
+    ] = None,
+    root: Root = None,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Write the network for a faster engine beside the model, if it agrees on real images.
+
+    `lobule predict` then uses the fastest one by itself, and starts without torch.
+    """
+    from lobule.files import default_cache
+    from lobule.inference.export import export as run
+    from lobule.models.bundle import load_model
+    from lobule.workflow import load_data
+
+    loaded = load_model(model)
+    data = model.absolute().parent / "manifest.parquet" if images is None else images
+    found = run(
+        loaded,
+        load_data(data, root=root, progress=bar),
+        to=to.value,
+        int8=int8,
+        cache=default_cache() if cache else None,
+        progress=bar,
+    )
+    emit(texts.export_text(found), texts.export_record(found), as_json=json)
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Predictions table (.csv, .parquet).")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Manifest that knows labels and patients.")
+    ] = None,
+    root: Root = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help=".json file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the patient bootstrap.")] = 0,
+    json: Json = False,
+) -> None:
+    """Compute every figure of a predictions table, with patient-bootstrap intervals.
+
+    Thresholds are those the table carries; nothing is tuned.
+    """
+    from lobule.data.manifest import read_manifest
+    from lobule.evaluation.evaluate import evaluate as run
+    from lobule.evaluation.predictions import read_predictions
+    from lobule.files import write_json
+
+    known = None if manifest is None else read_manifest(manifest, root=root, with_images=False)
+    found = run(read_predictions(predictions, manifest=known), seed=seed)
+    if out is not None:
+        write_json(out, found.to_json())
+    emit(texts.evaluation_text(found), found.to_json(), as_json=json)
