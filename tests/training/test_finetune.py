@@ -187,7 +187,7 @@ def test_a_run_stopped_in_its_second_fold_goes_on_to_the_same_model(
             if task == "tuning fold 2" and n == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    machine = Machine(checkpoint_s=0)
+    machine = Machine(precision="fp32", checkpoint_s=0)
     with pytest.raises(Stopped):
         train(
             tissue.images,
