@@ -23,10 +23,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lobule.cli.app import app
+from lobule.data.audit import audit
 from lobule.data.cache import open_pixels
 from lobule.data.images import decode
 from lobule.data.manifest import Manifest, complete, measure, read_manifest
-from lobule.data.scan import scan, unreadable
+from lobule.data.scan import scan
 from lobule.data.splits import assign_folds
 from lobule.errors import DataError, UsageError
 from lobule.evaluation.predictions import read_predictions
@@ -291,9 +292,9 @@ def test_d10_images_of_every_ending_are_read_and_what_is_not_is_told_with_the_re
             "not an image by its ending",
         ),
     }
-    (told,) = unreadable(found).items()
-    assert told[0] == "benign/broken.JPG"
-    assert told[1].startswith("cannot read benign/broken.JPG: ")
+    (told,) = [f for f in audit(found).findings if f.code == "unreadable"]
+    assert told.files == ("benign/broken.JPG",)
+    assert "the first: cannot read benign/broken.JPG: " in told.message
 
 
 _EPOCHS = """

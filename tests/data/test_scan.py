@@ -11,12 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from lobule.data import scan as scanning
+from lobule.data.images import decode
 from lobule.data.manifest import Skipped
-from lobule.data.scan import scan, scan_files, unreadable
-from lobule.errors import DataError, UsageError
+from lobule.data.scan import scan, scan_files
+from lobule.errors import DataError, ImageError, UsageError
 
 BREAKHIS = (
     "BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-22549AB/100X/"
@@ -178,12 +181,23 @@ def test_a_name_that_is_not_utf8_is_skipped_with_a_reason(tmp_path):
     assert manifest.skipped == (Skipped("a/\udcff.png", "the name is not valid UTF-8; rename it"),)
 
 
+def reasons(manifest):
+    """Why images cannot be decoded, by path."""
+    found = {}
+    for path in manifest.table["path"]:
+        try:
+            decode(manifest.file(path), path)
+        except ImageError as error:
+            found[path] = error.what
+    return found
+
+
 @pytest.mark.parametrize("name", ["ä組🔬.png", "two\nlines.png", "a, 'b' \"c\".png", " .png.png"])
 def test_names_that_are_hard_to_write_are_read(tmp_path, name):
     manifest = scan(fill(tmp_path, f"a/{name}"))
     assert manifest.table["path"].tolist() == [f"a/{name}"]
     assert manifest.file(manifest.table["path"].iat[0]).is_file()
-    assert unreadable(manifest) == {}
+    assert reasons(manifest) == {}
 
 
 def test_a_file_that_is_no_image_stays_in_the_table_without_a_size(tmp_path):
@@ -193,9 +207,9 @@ def test_a_file_that_is_no_image_stays_in_the_table_without_a_size(tmp_path):
     manifest = scan(tmp_path)
     assert manifest.table["width"].isna().tolist() == [False, True, True]
     assert manifest.table["sha256"].notna().all()
-    reasons = unreadable(manifest)
-    assert set(reasons) == {"a/2.png", "a/3.png"}
-    assert reasons["a/3.png"] == "cannot read a/3.png: the file is empty (0 bytes)"
+    found = reasons(manifest)
+    assert set(found) == {"a/2.png", "a/3.png"}
+    assert found["a/3.png"] == "cannot read a/3.png: the file is empty (0 bytes)"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -207,7 +221,7 @@ def test_a_truncated_image_stops_no_scan(tmp_path, ending):
     Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-1500])
     manifest = scan(tmp_path)
-    assert list(unreadable(manifest)) == [f"a/1.{ending}"]
+    assert list(reasons(manifest)) == [f"a/1.{ending}"]
 
 
 # ---- what is refused
@@ -458,5 +472,15 @@ def test_progress_sees_every_file_once(tmp_path):
             seen[task, total] += 1
             yield item
 
-    unreadable(scan(tmp_path, progress=count), progress=count)
-    assert seen == {("scanning", 3): 3, ("checking images", 3): 3}
+    scan(tmp_path, progress=count)
+    assert seen == {("scanning", 3): 3}
+
+
+def test_a_scan_in_several_parts_is_the_scan_in_one(tmp_path, monkeypatch):
+    fill(tmp_path, *(f"{label}/{i}.png" for label in "ab" for i in range(9)))
+    (tmp_path / "a" / "x.png").write_text("no image")
+    whole = scan(tmp_path).table
+    monkeypatch.setattr(scanning, "_TASK", 2)
+    monkeypatch.setattr(scanning, "_PART", 5)
+    parts = scan(tmp_path).table
+    pd.testing.assert_frame_equal(parts, whole)

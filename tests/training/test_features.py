@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from lobule.data.images import decode, dihedral_view
 from lobule.data.scan import scan
 from lobule.errors import ImageError
 from lobule.models.backbones import load_backbone
-from lobule.training.features import ahead, colour_statistics, embed
+from lobule.training.features import colour_statistics, embed
 from lobule.training.signals import Interrupted
 
 
@@ -113,11 +112,6 @@ def test_colour_statistics_do_not_depend_on_the_view():
     for view in range(8):
         turned = colour_statistics(np.ascontiguousarray(dihedral_view(image, view)))
         assert np.allclose(turned, colour_statistics(image), atol=1e-5)
-
-
-def test_what_is_worked_out_ahead_comes_in_order():
-    slow_first = list(range(20))
-    assert list(ahead(lambda i: time.sleep(0.02 * (i % 3 == 0)) or i, slow_first)) == slow_first
 
 
 def test_an_unreadable_image_is_named_and_those_before_it_are_kept(folder, backbone, tmp_path):

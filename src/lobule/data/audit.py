@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -18,6 +17,7 @@ from lobule.data.images import decode, read_file, read_header
 from lobule.data.layouts import read_name
 from lobule.data.manifest import Manifest, Skipped
 from lobule.errors import ImageError, name_some, show
+from lobule.parallel import ahead
 from lobule.progress import Progress, no_progress
 
 
@@ -85,8 +85,7 @@ def _look_at(manifest: Manifest, progress: Progress) -> list[_Seen]:
             return _Seen(None, error.what, None, sha256)
 
     paths = manifest.table["path"].tolist()
-    with ThreadPoolExecutor() as pool:
-        return list(progress(pool.map(look, paths), total=len(paths), task="auditing"))
+    return list(progress(ahead(look, paths), total=len(paths), task="auditing"))
 
 
 def _exact_pairs(table: pd.DataFrame) -> list[tuple[int, int]]:

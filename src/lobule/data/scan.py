@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from lobule.data.images import SUFFIXES, decode
+from lobule.data.images import SUFFIXES
 from lobule.data.layouts import (
     FIELDS,
     GRAMMARS,
@@ -23,7 +23,8 @@ from lobule.data.layouts import (
     user_grammar,
 )
 from lobule.data.manifest import SPLITS, Manifest, Skipped, complete, measure
-from lobule.errors import DataError, ImageError, name_some, show
+from lobule.errors import DataError, name_some, show
+from lobule.parallel import ahead
 from lobule.progress import Progress, no_progress
 
 WRAPPERS = ("BreaKHis_v1", "histology_slides", "breast")
@@ -62,7 +63,7 @@ def scan(
             f"in it and below, found {len(skipped)} other file(s)",
             fix="put them as DIR/benign/*.png and DIR/malignant/*.png, one folder a class",
         )
-    table = _describe(folder, {file: _place(file, grammar) for file in files}, progress)
+    table = _describe(folder, files, lambda file: _place(file, grammar), progress)
     if metadata is not None:
         table, lost = _join_metadata(table, metadata)
         skipped += [Skipped(name, "named in --metadata, but not in the folder") for name in lost]
@@ -106,35 +107,40 @@ def scan_files(paths: Sequence[Path], *, progress: Progress = no_progress) -> Ma
             f"no images in {name_some([str(path) for path in paths])}",
             fix=f"looked for {', '.join(sorted(SUFFIXES))}",
         )
-    places = {file: {**_place(PurePosixPath(file).name, None), "path": file} for file in files}
-    table = _describe(Path(), places, progress)
+
+    def place(file: str) -> dict[str, Any]:
+        # only the name is read, since the folders above may mean anything
+        return {**_place(PurePosixPath(file).name, None), "path": file}
+
+    table = _describe(Path(), files, place, progress)
     return Manifest(Path(), table, tuple(skipped))
 
 
-def _describe(root: Path, places: Mapping[str, dict[str, Any]], progress: Progress) -> pd.DataFrame:
-    def row(file: str) -> dict[str, Any]:
-        return {**places[file], **measure(root / file)}
+_TASK = 64
+"""Files that a thread reads before it is asked again: one at a time costs as much in asking."""
 
-    # hashing and reading leave the interpreter lock, so threads help even from one disk
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        rows = list(progress(pool.map(row, places), total=len(places), task="scanning"))
-    return complete(pd.DataFrame(rows))
+_PART = 16_384
+"""Rows that become a table at a time, which holds them in a fifth of the memory."""
 
 
-def unreadable(manifest: Manifest, *, progress: Progress = no_progress) -> dict[str, str]:
-    """Decode every image and return the reason, by path, for those that cannot be read."""
+def _describe(
+    root: Path, files: Sequence[str], place: Callable[[str], dict[str, Any]], progress: Progress
+) -> pd.DataFrame:
+    """Read size and hash of every file; `place` tells what its path says."""
 
-    def reason(path: str) -> str | None:
-        try:
-            decode(manifest.file(path), path)
-        except ImageError as error:
-            return error.what
-        return None
+    def read(some: Sequence[str]) -> list[dict[str, Any]]:
+        return [{**place(file), **measure(root / file)} for file in some]
 
-    paths = manifest.table["path"].tolist()
-    with ThreadPoolExecutor() as pool:
-        reasons = progress(pool.map(reason, paths), total=len(paths), task="checking images")
-        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+    def each() -> Iterator[dict[str, Any]]:
+        # hashing and reading leave the interpreter lock, so threads help even from one disk
+        for rows in ahead(read, (files[i : i + _TASK] for i in range(0, len(files), _TASK))):
+            yield from rows
+
+    rows = iter(progress(each(), total=len(files), task="scanning"))
+    parts = []
+    while part := list(islice(rows, _PART)):
+        parts.append(complete(pd.DataFrame(part)))
+    return parts[0] if len(parts) == 1 else complete(pd.concat(parts, ignore_index=True))
 
 
 def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:

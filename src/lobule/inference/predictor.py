@@ -51,8 +51,34 @@ def predict(
     if not isinstance(images, Manifest):
         paths = [images] if isinstance(images, Path) else list(images)
         images = scan_files(paths, progress=progress)
+    extractor = open_extractor(model, images, running, cache=cache)
+    return predict_with(
+        model, extractor, images, on_error=on_error, cache=cache, source=source, progress=progress
+    )
+
+
+def open_extractor(
+    model: Model, images: Manifest, running: Running = AS_TRAINED, *, cache: Path | None = None
+) -> Extractor:
+    """Return what computes a model's features; it can be used for many calls of `predict_with`.
+
+    images: the engine is chosen for the size of the first one.
+    """
     engine = choose_engine(model, _first_shape(model, images), running, cache=cache)
-    extractor = Extractor(engine, model.preprocessing, model.backbone_sha256, running.views)
+    return Extractor(engine, model.preprocessing, model.backbone_sha256, running.views)
+
+
+def predict_with(
+    model: Model,
+    extractor: Extractor,
+    images: Manifest,
+    *,
+    on_error: Literal["fail", "skip"] = "fail",
+    cache: Path | None = None,
+    source: str = "prediction",
+    progress: Progress = no_progress,
+) -> Predictions:
+    """Predict images by an extractor that is open already; otherwise as `predict`."""
     failed: dict[str, str] = {}
     found: dict[str, Matrix] = {}
     done = np.zeros(len(images), dtype=bool)
@@ -68,7 +94,7 @@ def predict(
         raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")
     images = images.where(done)
     points = model.info.operating_points
-    if running.views != N_VIEWS and points:
+    if extractor.views != N_VIEWS and points:
         _log.warning("the operating point was chosen on the mean of %d views, not on one", N_VIEWS)
     thresholds = {
         level: np.full(len(images), points[level]["threshold"])

@@ -7,12 +7,10 @@ worked on at once. They are handed on one image at a time, so that memory does n
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,17 +20,18 @@ from lobule.data.images import N_VIEWS, ImageArray, Preprocessing, decode, dihed
 from lobule.data.manifest import Manifest
 from lobule.errors import ImageError
 from lobule.files import replacing
-from lobule.measured import cores
 from lobule.models.classifier import Features
 from lobule.models.engines import Engine, EngineName, make_engine
+from lobule.parallel import ahead
 from lobule.progress import Progress, no_progress
 from lobule.training.signals import Interrupted, noticing
 
 if TYPE_CHECKING:
     from lobule.models.backbones import Backbone
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+AT_ONCE = 8
+"""Images in work at most: each needs some 20 MB, and a network keeps no more cores busy than that
+with preparing them."""
 
 ImageFeatures = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of one image: (views, n_features) of its views, and (12,) of its colours."""
@@ -165,7 +164,9 @@ def embed_each(
             return error
         return extractor(image)
 
-    computed = progress(ahead(compute, todo), total=len(todo), task="computing features")
+    computed = progress(
+        ahead(compute, todo, at_most=AT_ONCE), total=len(todo), task="computing features"
+    )
     with noticing() as asked:
         for i, found in zip(todo, computed, strict=True):
             if not isinstance(found, ImageError):
@@ -177,26 +178,6 @@ def embed_each(
                 failed[paths[i]] = found.what
             if asked.signal:
                 raise Interrupted(asked.signal)
-
-
-def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield `function` of each item in order, some of them worked out ahead in other threads.
-
-    Two at least, so that one is decoded while another is in the network.
-    """
-    workers = max(2, min(8, cores()))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="lobule-ahead")
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        # whoever stops asking waits for what is under way only
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

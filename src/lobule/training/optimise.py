@@ -45,7 +45,9 @@ def make_optimizer(network: Network, tuning: Tuning) -> torch.optim.Optimizer:
         for (number, decays), parameters in sorted(groups.items())
     ]
     kind = torch.optim.AdamW if tuning.optimizer == "adamw" else torch.optim.Adam
-    return kind(made, lr=tuning.lr)
+    # one pass over the weights; on a CUDA device it would want its step counter there
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    return kind(made, lr=tuning.lr, fused=True if on_cpu else None)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,0 +1,49 @@
+"""Work ahead of its use: in order, no further than needed, and stopped when nobody asks."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from lobule.parallel import ahead
+
+
+def test_results_come_in_order_however_long_each_takes():
+    def slow_first(i: int) -> int:
+        time.sleep(0.02 * (i % 3 == 0))
+        return i
+
+    assert list(ahead(slow_first, range(20))) == list(range(20))
+
+
+def test_no_more_is_begun_than_a_few_beyond_what_was_asked_for():
+    begun = []
+    results = ahead(lambda i: begun.append(i), range(1000), at_most=2)
+    for _ in range(3):
+        next(results)
+    time.sleep(0.1)
+    assert len(begun) <= 3 + 2 * 2 + 1
+    results.close()
+
+
+def test_two_threads_work_at_least():
+    together = threading.Barrier(2, timeout=10)
+    assert len(list(ahead(lambda _: together.wait(), range(2), at_most=1))) == 2
+
+
+def test_an_exception_is_raised_when_its_turn_comes():
+    def fail_at_3(i: int) -> int:
+        if i == 3:
+            raise ValueError("three")
+        return i
+
+    results = ahead(fail_at_3, range(10))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+
+
+def test_nothing_gives_nothing():
+    assert list(ahead(str, [])) == []
