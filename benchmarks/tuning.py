@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from lobule.training.augment import augment, normalise
 from lobule.training.batches import EpochShare, Examples, load, plan_epoch
 from lobule.training.fit import Job
 from lobule.training.loop import tune
-from lobule.training.machine import Machine
+from lobule.training.machine import Machine, Settled
 from lobule.training.recipe import RECIPES
 from lobule.training.tuning import Tuning
 from lobule.workflow import load_data
@@ -100,13 +101,30 @@ def usual(manifest: Manifest, members: np.ndarray, prep: Preprocessing, tuning: 
 
 
 def training(manifest: Manifest, cache: Path, name: str, recipe: str, machine: Machine) -> None:
-    stated = RECIPES[recipe]
-    backbone = load_backbone(name, weights="none")
-    prep = backbone.preprocessing(stated.long_side_px or 224)
-    # everything learns from the first step: what an epoch costs once all is unfrozen
-    tuning = replace(stated.tuning or Tuning(), epochs=1, head="random", unfreeze_epochs=0)
     # enough of them that a device is not done before its loaders have begun
     n = 512 if torch.cuda.is_available() else len(manifest)
+    rate, settled, prep = train_rate(manifest, cache, name, recipe, machine, n)
+    device = settled.record()["processor"]
+    print(f"| {name} | {prep.long_side_px} | {device} | {machine.precision} | {machine.workers} "
+          f"| {rate:.1f} |", flush=True)  # fmt: skip
+
+
+def train_rate(
+    manifest: Manifest,
+    cache: Path,
+    name: str,
+    recipe: str,
+    machine: Machine,
+    n: int,
+    *,
+    aspect: Literal["keep", "square"] = "keep",
+) -> tuple[float, Settled, Preprocessing]:
+    """Return images a second of the training loop over `n` images, and what it ran on."""
+    stated = RECIPES[recipe]
+    backbone = load_backbone(name, weights="none")
+    prep = replace(backbone.preprocessing(stated.long_side_px or 224), aspect=aspect)
+    # everything learns from the first step: what an epoch costs once all is unfrozen
+    tuning = replace(stated.tuning or Tuning(), epochs=1, head="random", unfreeze_epochs=0)
     everyone = Examples(np.resize(np.arange(len(manifest)), n), *everything(n))
     few = Examples(everyone.rows[:2], everyone.y[:2], everyone.weight[:2])
     network = Network(backbone.network.requires_grad_(True), backbone.n_features, 2)
@@ -128,10 +146,7 @@ def training(manifest: Manifest, cache: Path, name: str, recipe: str, machine: M
     images = [len(p.members) for p in plan_epoch(job.pixels, everyone, tuning, seed=0, epoch=1)]
     # the first steps allocate and start the loaders, the last one validates and saves
     counted = slice(max(1, len(images) // 8), -1)
-    rate = sum(images[counted]) / np.diff(stamps)[counted].sum()
-    device = settled.record()["processor"]
-    print(f"| {name} | {prep.long_side_px} | {device} | {machine.precision} | {machine.workers} "
-          f"| {rate:.1f} |", flush=True)  # fmt: skip
+    return sum(images[counted]) / np.diff(stamps)[counted].sum(), settled, prep
 
 
 def everything(n: int) -> tuple[np.ndarray, np.ndarray]:

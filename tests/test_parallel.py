@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lobule.parallel import ahead
+from lobule.parallel import ahead, in_parts
 
 
 def test_results_come_in_order_however_long_each_takes():
@@ -20,7 +20,7 @@ def test_results_come_in_order_however_long_each_takes():
 
 def test_no_more_is_begun_than_a_few_beyond_what_was_asked_for():
     begun = []
-    results = ahead(lambda i: begun.append(i), range(1000), at_most=2)
+    results = ahead(lambda i: begun.append(i), range(1000), threads=2)
     for _ in range(3):
         next(results)
     time.sleep(0.1)
@@ -30,7 +30,7 @@ def test_no_more_is_begun_than_a_few_beyond_what_was_asked_for():
 
 def test_two_threads_work_at_least():
     together = threading.Barrier(2, timeout=10)
-    assert len(list(ahead(lambda _: together.wait(), range(2), at_most=1))) == 2
+    assert len(list(ahead(lambda _: together.wait(), range(2), threads=1))) == 2
 
 
 def test_an_exception_is_raised_when_its_turn_comes():
@@ -47,3 +47,8 @@ def test_an_exception_is_raised_when_its_turn_comes():
 
 def test_nothing_gives_nothing():
     assert list(ahead(str, [])) == []
+
+
+def test_parts_hold_every_item_once_and_in_order():
+    assert list(in_parts(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(in_parts([], 3)) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 from lobule.measured import cores
@@ -14,15 +15,15 @@ Result = TypeVar("Result")
 
 
 def ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, at_most: int | None = None
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None
 ) -> Iterator[Result]:
     """Yield `function` of each item in order, some of them worked out ahead in other threads.
 
-    A thread a core, or `at_most`; two at least, so that one can read while another computes.
+    threads: one a core, unless told; two at least, so that one can read while another computes.
     However many items there are, only a few wait at a time. An exception of `function` is raised
     when its turn comes; whoever stops asking waits for what is under way only.
     """
-    workers = max(2, min(at_most or cores(), cores()))
+    workers = max(2, threads or cores())
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lobule-ahead")
     waiting: deque[Future[Result]] = deque()
     try:
@@ -34,3 +35,10 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items, the last of what is left."""
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part

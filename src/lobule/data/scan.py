@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +23,7 @@ from lobule.data.layouts import (
 )
 from lobule.data.manifest import SPLITS, Manifest, Skipped, complete, measure
 from lobule.errors import DataError, name_some, show
-from lobule.parallel import ahead
+from lobule.parallel import ahead, in_parts
 from lobule.progress import Progress, no_progress
 
 WRAPPERS = ("BreaKHis_v1", "histology_slides", "breast")
@@ -133,13 +132,11 @@ def _describe(
 
     def each() -> Iterator[dict[str, Any]]:
         # hashing and reading leave the interpreter lock, so threads help even from one disk
-        for rows in ahead(read, (files[i : i + _TASK] for i in range(0, len(files), _TASK))):
+        for rows in ahead(read, in_parts(files, _TASK)):
             yield from rows
 
-    rows = iter(progress(each(), total=len(files), task="scanning"))
-    parts = []
-    while part := list(islice(rows, _PART)):
-        parts.append(complete(pd.DataFrame(part)))
+    rows = progress(each(), total=len(files), task="scanning")
+    parts = [complete(pd.DataFrame(part)) for part in in_parts(rows, _PART)]
     return parts[0] if len(parts) == 1 else complete(pd.concat(parts, ignore_index=True))
 
 

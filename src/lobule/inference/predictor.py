@@ -18,11 +18,15 @@ from lobule.evaluation.predictions import LEVELS, Predictions, make_predictions
 from lobule.inference.choice import Running, choose_engine
 from lobule.models.bundle import Model
 from lobule.models.classifier import Features, Matrix
+from lobule.parallel import in_parts
 from lobule.progress import Progress, no_progress
 from lobule.training.features import Extractor, embed_each
 
 AS_TRAINED = Running()
 """The engine, precision and views that the operating point was chosen with, or their equal."""
+
+_PART = 64
+"""Images whose heads are computed at a time: one at a time, calling numpy takes longer than it."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,11 +88,15 @@ def predict_with(
     done = np.zeros(len(images), dtype=bool)
     noted = failed if on_error == "skip" else None
     features = embed_each(images, extractor, cache=cache, failed=noted, progress=progress)
-    for i, (of_views, of_colour) in features:
-        said = model.heads.probabilities(Features(of_views[None], of_colour[None]))
-        for kind, values in said.items():
-            found.setdefault(kind, np.empty((len(images), values.shape[1])))[i] = values[0]
-        done[i] = True
+    for part in in_parts(features, _PART):
+        rows = [i for i, _ in part]
+        some = Features(
+            np.stack([views for _, (views, _) in part]),
+            np.stack([colour for _, (_, colour) in part]),
+        )
+        for kind, values in model.heads.probabilities(some).items():
+            found.setdefault(kind, np.empty((len(images), values.shape[1])))[rows] = values
+        done[rows] = True
     if not done.any():
         first = next(iter(failed))
         raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")

@@ -199,7 +199,7 @@ def _restore(fit: Fit, stored: Checkpoint) -> None:
     for name, value in parts.get("optimizer", {}).items():
         key, _, of = name.partition(".")
         parameter = parameters[of]
-        # Adam counts its steps on the CPU, wherever the weights are; the rest must lie in memory as
-        # the weights do, since Adam in one pass (fused) walks through both without a look at strides
+        # Adam counts its steps on the CPU, wherever the weights are. The rest must lie in memory as
+        # the weights do, since Adam in one pass (fused) goes through both and looks at no strides
         kept = value if key == "step" else torch.empty_like(parameter).copy_(value)
         fit.optimizer.state[parameter][key] = kept

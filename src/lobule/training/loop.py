@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lobule.errors import TrainingError, first_line, name_some
@@ -164,11 +165,13 @@ def _update(fit: Fit, loss: Tensor) -> None:
     set_rates(fit.optimizer, rate)
     fit.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    learning = [p for p in fit.network.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(learning, tuning.clip_norm or math.inf))
-    if not math.isfinite(norm):
+    learning = [p for group in fit.optimizer.param_groups for p in group["params"]]
+    norm = get_total_norm([p.grad for p in learning if p.grad is not None])
+    if not math.isfinite(float(norm)):
         # a loss can be finite where its gradient is not; one such step spoils every weight
-        raise _not_finite(fit, "the gradient's norm", norm)
+        raise _not_finite(fit, "the gradient's norm", float(norm))
+    if tuning.clip_norm:
+        clip_grads_with_norm_(learning, tuning.clip_norm, norm)
     fit.optimizer.step()
     if tuning.ema:
         average = get_ema_multi_avg_fn(tuning.ema)  # type: ignore[no-untyped-call]
