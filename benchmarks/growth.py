@@ -7,9 +7,10 @@ files are photographs of made-up tissue, each written many times with other byte
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ import numpy as np
 
 from benchmarks.measure import alternate, spread
 from lobule.data.duplicates import find_near_duplicates, fingerprint
-from lobule.data.images import decode, dihedral_view
+from lobule.data.images import SUFFIXES, decode, dihedral_view
 from lobule.data.scan import scan
 from lobule.parallel import ahead
 
@@ -27,11 +28,23 @@ KINDS = 200
 
 def measure(data: Path) -> dict[str, Any]:
     """Return seconds by number of images: of hashing, scan, and the search."""
-    photographs = sorted(p for p in data.rglob("*.jpg"))[:KINDS]
-    found: dict[str, Any] = {"images": list(SIZES), "hash_s": [], "scan_s": [], "search_s": []}
+    photographs = sorted(p for p in data.rglob("*") if p.suffix in SUFFIXES)[:KINDS]
+    each = sum(p.stat().st_size for p in photographs) / len(photographs)
+    room = shutil.disk_usage(gettempdir()).free / 4
+    sizes = [n for n in SIZES if n * each < room]
+    print(
+        f"files of {each / 1e3:.0f} kB; up to {sizes[-1]:,} of them, a quarter of the free disk\n"
+    )
+    found: dict[str, Any] = {
+        "images": sizes,
+        "bytes_each": each,
+        "hash_s": [],
+        "scan_s": [],
+        "search_s": [],
+    }
     print("| images | hashing alone, s | scan, s | hashing / scan | search, s |")
     print("| --- | --- | --- | --- | --- |")
-    for n in SIZES:
+    for n in sizes:
         with TemporaryDirectory() as folder:
             files = write_files(photographs, Path(folder), n)
             seconds = alternate(
@@ -57,7 +70,11 @@ def write_files(photographs: list[Path], folder: Path, n: int) -> list[Path]:
     contents = [path.read_bytes() for path in photographs]
     files = []
     for i in range(n):
-        path = folder / ("benign", "malignant")[i % 2] / f"P{i // 10:05d}-{i:06d}.jpg"
+        path = (
+            folder
+            / ("benign", "malignant")[i % 2]
+            / f"P{i // 10:05d}-{i:06d}{photographs[i % len(photographs)].suffix}"
+        )
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(contents[i % len(contents)] + i.to_bytes(8))
         files.append(path)

@@ -65,9 +65,7 @@ def read_header(data: bytes, name: str | Path) -> Header:
     with _opened(data, name) as image:
         width, height = image.size
         # Pillow has turned the size of a TIFF already, and decodes a PNG to look for its EXIF
-        asks = image.format != "TIFF" and (
-            image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)
-        )
+        asks = image.format != "TIFF" and (image.format != "PNG" or _png_tells(data))
         if asks and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
             width, height = height, width
         return Header(width, height, image.mode, image.format or "", getattr(image, "n_frames", 1))
@@ -96,6 +94,17 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, s
 
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """A PNG without any of these tells no rotation."""
+
+
+def _png_tells(png: bytes) -> bool:
+    """Whether a chunk might hold EXIF; the pixels, which take long to search, are left out."""
+    at = 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind != b"IDAT" and any(mark in png[at : at + 8 + length] for mark in _PNG_EXIF):
+            return True
+        at += 12 + length
+    return False
 
 
 @contextmanager
