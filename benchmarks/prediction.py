@@ -57,8 +57,8 @@ def measure(data: Path) -> dict[str, Any]:
                 running = Running("openvino", kind, views=1)
                 ways[f"{kind}, {size}"] = model, open_extractor(model, manifest, running)
         for model, extractor in ways.values():
-            # compiles, and compares with torch
-            files_to_table(model, extractor, data, few=True)
+            # compiles for every size, and compares with torch
+            files_to_table(model, extractor, data)
         for repetition in range(REPETITIONS):
             print(f"repetition {repetition + 1} of {REPETITIONS}", file=sys.stderr, flush=True)
             note(rates, "Keras, the tutorial's way", keras.rate("predict"))
@@ -116,12 +116,9 @@ def made_up_model(few: Manifest, folder: Path, aspect: Literal["keep", "square"]
     return model
 
 
-def files_to_table(model: Model, extractor: Extractor, data: Path, *, few: bool = False) -> float:
+def files_to_table(model: Model, extractor: Extractor, data: Path) -> float:
     began = time.perf_counter()
-    images = scan(data)
-    if few:
-        images = images.where(np.arange(len(images)) < 8)
-    table = predict_with(model, extractor, images).table
+    table = predict_with(model, extractor, scan(data)).table
     return len(table) / (time.perf_counter() - began)
 
 

@@ -21,7 +21,7 @@ from lobule.models.bundle import load_model
 from lobule.training.recipe import Recipe
 from lobule.workflow import load_data, train
 
-REPETITIONS = 7
+REPETITIONS = 5
 PATIENTS = 12
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -145,13 +144,7 @@ def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
     """Return image paths below root in sorted order, and the other files with the reason."""
     images: list[str] = []
     skipped: list[Skipped] = []
-    for file in sorted(_walk(root)):
-        try:
-            file.encode("utf-8")
-        except UnicodeEncodeError:
-            skipped.append(Skipped(file, "the name is not valid UTF-8; rename it"))
-            continue
-        reason = _why_no_image(root / file, PurePosixPath(file))
+    for file, reason in sorted(_walk(root, "")):
         if reason is None:
             images.append(file)
         else:
@@ -159,32 +152,42 @@ def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
     return images, skipped
 
 
-def _why_no_image(path: Path, below: PurePosixPath) -> str | None:
-    if any(part.startswith(".") for part in below.parts):
-        return "hidden file"
+def _walk(folder: str | Path, below: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the path of every file from the root down, and why it is no image, if so."""
     try:
-        mode = path.stat().st_mode
-    except OSError:
-        # reading it will say what is wrong
-        mode = stat.S_IFREG
-    if stat.S_ISDIR(mode):
-        return "link to a folder, not followed"
-    if below.suffix.lower() not in SUFFIXES:
-        return "not an image by its ending"
-    return None if stat.S_ISREG(mode) else "a pipe or device, not a file"
-
-
-def _walk(root: Path) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+    except OSError as error:
         raise DataError(
             f"cannot list {show(error.filename)}: {(error.strerror or str(error)).lower()}",
             fix="make the folder readable (chmod +rx)",
         ) from error
+    for entry in entries:
+        path = f"{below}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{path}/")
+        else:
+            yield path, _why_no_image(entry, path)
 
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        below = Path(folder).relative_to(root)
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        yield from ((below / name).as_posix() for name in (*names, *links))
+
+def _why_no_image(entry: os.DirEntry[str], path: str) -> str | None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "the name is not valid UTF-8; rename it"
+    if any(part.startswith(".") for part in path.split("/")):
+        return "hidden file"
+    try:
+        # the listing itself tells what kind of file it is; only links are looked up
+        folder, regular = entry.is_dir(), entry.is_file() or not os.path.exists(entry.path)
+    except OSError:
+        folder, regular = False, True
+    if folder:
+        return "link to a folder, not followed"
+    if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+        return "not an image by its ending"
+    # of a link to nowhere, reading it will say what is wrong
+    return None if regular else "a pipe or device, not a file"
 
 
 def _place(file: str, grammar: Grammar | None) -> dict[str, Any]:
