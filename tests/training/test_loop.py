@@ -16,6 +16,7 @@ from small import make_job, make_network, write_images
 from lobule.errors import TrainingError
 from lobule.training.batches import Examples, plan_epoch
 from lobule.training.checkpoint import LAST, PREVIOUS, read_checkpoint
+from lobule.training.fit import begin
 from lobule.training.loop import tune
 from lobule.training.machine import Machine
 from lobule.training.signals import Stopped
@@ -195,6 +196,19 @@ def test_a_signal_ends_the_training_within_one_step_with_all_of_it_saved(manifes
     stopped = stop_at(job, 6)
     assert stopped.signal == signal.SIGINT
     assert read_checkpoint(tmp_path).record["state"]["step"] == 6
+
+
+def test_what_adam_remembers_lies_in_memory_as_its_weights_do_after_a_resume(manifest, tmp_path):
+    # Adam in one pass looks at no strides: it would take the moments of other weights
+    job = make_job(manifest, tmp_path, unfreeze_epochs=0)
+    stop_at(job, 3)
+    fit, goes_on = begin(job, make_network(), Machine())
+    assert goes_on
+    learning = dict(fit.optimizer.state)
+    assert any(p.ndim == 4 and not p.is_contiguous() for p in learning), "none is channels last"
+    for parameter, remembered in learning.items():
+        assert remembered["exp_avg"].stride() == parameter.stride()
+        assert remembered["exp_avg_sq"].stride() == parameter.stride()
 
 
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before_and_the_end_is_the_same(
