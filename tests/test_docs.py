@@ -25,7 +25,7 @@ DOCUMENTS = sorted(
     key=lambda path: path.relative_to(REPOSITORY).as_posix(),
 )
 
-FOREIGN_OPTIONS = {"--opt_out", "--nnodes", "--rdzv-endpoint"}
+FOREIGN_OPTIONS = {"--only", "--opt_out", "--nnodes", "--rdzv-endpoint"}
 """Options that the documents name and that are not Lobule's."""
 
 
