@@ -28,9 +28,19 @@ def test_no_more_is_begun_than_a_few_beyond_what_was_asked_for():
     results.close()
 
 
-def test_two_threads_work_at_least():
-    together = threading.Barrier(2, timeout=10)
-    assert len(list(ahead(lambda _: together.wait(), range(2), threads=1))) == 2
+@pytest.mark.parametrize("cores", [1, 3])
+def test_unless_told_one_thread_a_core_works_and_two_at_least(cores, monkeypatch):
+    monkeypatch.setattr("lobule.parallel.cores", lambda: cores)
+    together = threading.Barrier(max(2, cores), timeout=10)
+    assert len(list(ahead(lambda _: together.wait(), range(together.parties)))) == together.parties
+
+
+def test_as_many_threads_work_as_were_told():
+    names = set(ahead(lambda _: threading.current_thread().name, range(50), threads=1))
+    assert len(names) == 1
+    assert names != {threading.current_thread().name}
+    together = threading.Barrier(5, timeout=10)
+    assert len(list(ahead(lambda _: together.wait(), range(5), threads=5))) == 5
 
 
 def test_an_exception_is_raised_when_its_turn_comes():

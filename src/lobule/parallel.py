@@ -19,11 +19,11 @@ def ahead(
 ) -> Iterator[Result]:
     """Yield `function` of each item in order, some of them worked out ahead in other threads.
 
-    threads: one a core, unless told; two at least, so that one can read while another computes.
+    threads: unless told one a core, but two at least, so that one can read while another computes.
     However many items there are, only a few wait at a time. An exception of `function` is raised
     when its turn comes; whoever stops asking waits for what is under way only.
     """
-    workers = max(2, threads or cores())
+    workers = threads or max(2, cores())
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lobule-ahead")
     waiting: deque[Future[Result]] = deque()
     try:

@@ -243,7 +243,7 @@ def same_batch(one: Batch, other: Batch) -> bool:
     )
 
 
-def test_no_and_one_and_two_loading_processes_give_the_same_batches(share):
+def test_no_and_one_and_two_loading_threads_give_the_same_batches(share):
     whole = share()
     wanted = [whole[number] for number in range(len(whole))]
     assert len(wanted) > 4

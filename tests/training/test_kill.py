@@ -152,8 +152,6 @@ def test_a_training_killed_again_and_again_comes_to_the_same_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_loading_in_other_processes_changes_no_bit(
-    workers, processes, manifest, reference, tmp_path
-):
+def test_loading_in_other_threads_changes_no_bit(workers, processes, manifest, reference, tmp_path):
     finish(processes, manifest, tmp_path, workers=workers)
     assert left(tmp_path) == reference[0]

@@ -85,7 +85,7 @@ PrecisionChoice = Annotated[Precision, typer.Option(help="Precision of tuning.")
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Processes that load images while tuning.",
+        help="Threads that load images while tuning.",
         show_default="up to 4 beside a GPU, none beside a CPU",
     ),
 ]

@@ -6,19 +6,17 @@ after their view was drawn come in batches of their own, so that no view has to 
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lobule.data.cache import PixelCache
+from lobule.parallel import ahead
 from lobule.training.augment import Draws, draw, drawn_view, lay
 from lobule.training.tuning import Tuning
 
@@ -96,7 +94,7 @@ def plan_epoch(
 
 
 @dataclass(frozen=True)
-class EpochShare(Dataset[Batch]):
+class EpochShare:
     """One process's share of an epoch's batches, by number.
 
     rank, size: which of how many processes. n_features: of the dropout.
@@ -147,28 +145,15 @@ class EpochShare(Dataset[Batch]):
 
 
 def load(share: EpochShare, *, start: int, workers: int) -> Iterator[Batch]:
-    """Yield the batches of an epoch from number `start` on, loaded by `workers` processes."""
-    loader = DataLoader(
-        share,
-        batch_size=None,
-        sampler=range(start, len(share)),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # its own, so that the global one is not drawn from
-        pin_memory=False,
-    )
-    yield from loader
+    """Yield the batches of an epoch from number `start` on, loaded ahead by `workers` threads.
 
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  what torch asks for, in its words
-    return batch
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the step under way still needs its batch
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Threads and not processes: what they spend their time on, copies of pixels, they do at the same
+    time, and a process that is forked from one with threads can be left with what these had locked.
+    """
+    numbers = range(start, len(share))
+    if not workers:
+        return map(share.__getitem__, numbers)
+    return ahead(share.__getitem__, numbers, threads=workers)
 
 
 def validation_batches(

@@ -29,7 +29,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Machine:
     """What was asked for.
 
-    workers: processes that load images beside the one that trains; None leaves it to `loaders`.
+    workers: threads that load images beside the one that trains; None leaves it to `loaders`.
     checkpoint_s: seconds between checkpoints; 0 writes one after every step. world: the processes
     that train together.
     """
@@ -48,7 +48,7 @@ class Machine:
             raise UsageError("--device cuda: torch finds no CUDA device", fix="see `lobule doctor`")
 
     def loaders(self, device: torch.device) -> int:
-        """Return how many processes load: those asked for, or what pays.
+        """Return how many threads load: those asked for, or what pays.
 
         Beside a CUDA device, which waits for a single loader most of the time, up to four that
         have a core of their own; beside a CPU, which has none to spare, none.
