@@ -106,6 +106,7 @@ def test_the_recipe_of_the_origin_gives_all_layers_one_rate_by_adam():
     )
     assert type(optimizer) is torch.optim.Adam
     set_rates(optimizer, 1e-4)
+    assert len(optimizer.param_groups) == 1
     assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(1e-4, 0)}
     assert {g["betas"] for g in optimizer.param_groups} == {(0.9, 0.999)}
 

@@ -33,16 +33,14 @@ def make_optimizer(network: Network, tuning: Tuning) -> torch.optim.Optimizer:
     """
     layer = layers_of(network)
     last = max(layer.values())
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    # few groups, since the optimiser goes through each on its own
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
-        groups[layer[name], parameter.ndim > 1].append(parameter)
+        scale = tuning.layer_decay ** (last - layer[name])
+        groups[scale, tuning.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     made = [
-        {
-            "params": parameters,
-            "scale": tuning.layer_decay ** (last - number),
-            "weight_decay": tuning.weight_decay if decays else 0.0,
-        }
-        for (number, decays), parameters in sorted(groups.items())
+        {"params": parameters, "scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
     ]
     kind = torch.optim.AdamW if tuning.optimizer == "adamw" else torch.optim.Adam
     # one pass over the weights; on a CUDA device it would want its step counter there
