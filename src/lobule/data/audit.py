@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from array import array
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from lobule.data.duplicates import Fingerprint, find_near_duplicates, fingerprint
+from lobule.data.duplicates import (
+    FINGERPRINT_SIZE,
+    Fingerprint,
+    find_near_duplicates,
+    fingerprint,
+)
 from lobule.data.findings import FEW_PATIENTS, MANY_IMAGES, Audit, Finding, Severity
 from lobule.data.images import decode, read_file, read_header
 from lobule.data.layouts import read_name
 from lobule.data.manifest import Manifest, Skipped
+from lobule.data.rows import Rows
 from lobule.errors import ImageError, name_some, show
 from lobule.parallel import ahead
 from lobule.progress import Progress, no_progress
@@ -30,24 +39,22 @@ def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
     unbalanced classes.
     """
     seen = _look_at(manifest, progress)
-    prints = [look.print for look in seen]
     table = manifest.table
     exact = _exact_pairs(table)
-    readable = [i for i, p in enumerate(prints) if p is not None]
-    same = find_near_duplicates([p for p in prints if p is not None])
-    near = [(readable[pair.first], readable[pair.second]) for pair in same]
-    sha256 = table["sha256"].fillna("").tolist()
-    near = [(i, j) for i, j in near if sha256[i] != sha256[j] or not sha256[i]]
+    same = find_near_duplicates(seen.prints)
+    near = [(seen.readable[pair.first], seen.readable[pair.second]) for pair in same]
+    sha256 = table["sha256"].fillna("")
+    near = [(i, j) for i, j in near if sha256.iat[i] != sha256.iat[j] or not sha256.iat[i]]
 
     found = [
-        *_unreadable(table, [look.reason for look in seen]),
-        *_changed(table, [look.sha256 for look in seen]),
+        *_unreadable(seen.unreadable),
+        *_changed(seen.changed),
         *_classes(manifest),
         *_patients(manifest),
         *_patient_twice(table),
         *_duplicates(table, exact, near),
         *_names(table),
-        *_shapes(table, [look.mode for look in seen]),
+        *_shapes(table, seen.modes),
         *_skipped(manifest.skipped),
     ]
     rank = {"blocking": 0, "warning": 1, "note": 2}
@@ -62,30 +69,52 @@ def audit(manifest: Manifest, *, progress: Progress = no_progress) -> Audit:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one look at a file gave: its fingerprint or the reason there is none, mode and hash."""
+    """What one look at every file gave.
 
-    print: Fingerprint | None
-    reason: str | None
-    mode: str | None
-    sha256: str | None
+    prints: fingerprints of the images that could be read; readable: their rows of the manifest.
+    unreadable: paths, and why. changed: paths whose hash is not that of the manifest. modes: of
+    every image, "" where its header could not be read.
+    """
+
+    prints: Rows = field(default_factory=lambda: Rows(FINGERPRINT_SIZE))
+    readable: array[int] = field(default_factory=lambda: array("q"))
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    modes: list[str] = field(default_factory=list)
 
 
-def _look_at(manifest: Manifest, progress: Progress) -> list[_Seen]:
+def _look_at(manifest: Manifest, progress: Progress) -> _Seen:
     """Read and decode every image once."""
 
-    def look(path: str) -> _Seen:
+    def look(row: int) -> tuple[Fingerprint | str, str, str | None]:
+        """Return fingerprint, or why there is none; mode; hash."""
+        path = manifest.table["path"].iat[row]
         sha256 = None
         try:
             data = read_file(manifest.file(path))
             sha256 = hashlib.sha256(data).hexdigest()
             header = read_header(data, path)
-            kind = f"{header.mode}, {header.frames} pages" if header.frames > 1 else header.mode
-            return _Seen(fingerprint(decode(data, path)), None, kind, sha256)
+            mode = f"{header.mode}, {header.frames} pages" if header.frames > 1 else header.mode
+            return fingerprint(decode(data, path)), sys.intern(mode), sha256
         except ImageError as error:
-            return _Seen(None, error.what, None, sha256)
+            return error.what, "", sha256
 
-    paths = manifest.table["path"].tolist()
-    return list(progress(ahead(look, paths), total=len(paths), task="auditing"))
+    seen = _Seen()
+    n = len(manifest.table)
+    stated = manifest.table["sha256"]
+    for row, (found, mode, sha256) in enumerate(
+        progress(ahead(look, range(n)), total=n, task="auditing")
+    ):
+        path = manifest.table["path"].iat[row]
+        if isinstance(found, str):
+            seen.unreadable.append((path, found))
+        else:
+            seen.readable.append(row)
+            seen.prints.append(found)
+        seen.modes.append(mode)
+        if sha256 is not None and pd.notna(stated.iat[row]) and stated.iat[row] != sha256:
+            seen.changed.append(path)
+    return seen
 
 
 def _exact_pairs(table: pd.DataFrame) -> list[tuple[int, int]]:
@@ -97,8 +126,7 @@ def _exact_pairs(table: pd.DataFrame) -> list[tuple[int, int]]:
     ]
 
 
-def _unreadable(table: pd.DataFrame, reasons: list[str | None]) -> Iterator[Finding]:
-    bad = [(path, why) for path, why in zip(table["path"], reasons, strict=True) if why is not None]
+def _unreadable(bad: list[tuple[str, str]]) -> Iterator[Finding]:
     if bad:
         yield Finding(
             "unreadable",
@@ -108,14 +136,8 @@ def _unreadable(table: pd.DataFrame, reasons: list[str | None]) -> Iterator[Find
         )
 
 
-def _changed(table: pd.DataFrame, found: list[str | None]) -> Iterator[Finding]:
-    """Compare the hashes of a manifest with the files: features are kept under them."""
-    stated = table["sha256"].tolist()
-    changed = [
-        path
-        for path, said, is_now in zip(table["path"], stated, found, strict=True)
-        if is_now is not None and pd.notna(said) and said != is_now
-    ]
+def _changed(changed: list[str]) -> Iterator[Finding]:
+    """Files that are not those of the manifest: features are kept under their hashes."""
     if changed:
         yield Finding(
             "changed",
@@ -274,7 +296,7 @@ def _names(table: pd.DataFrame) -> Iterator[Finding]:
         )
 
 
-def _shapes(table: pd.DataFrame, modes: list[str | None]) -> Iterator[Finding]:
+def _shapes(table: pd.DataFrame, modes: list[str]) -> Iterator[Finding]:
     sizes = table.groupby(["width", "height"]).size().sort_values(ascending=False)
     if len(sizes) > 1:
         told = ", ".join(f"{w} x {h} px ({n})" for (w, h), n in list(sizes.items())[:4])
@@ -284,10 +306,10 @@ def _shapes(table: pd.DataFrame, modes: list[str | None]) -> Iterator[Finding]:
             "warning" if areas.max() > 2 * areas.min() else "note",
             f"images have {len(sizes)} sizes: {told}",
         )
-    kinds = pd.Series(modes).value_counts()
-    if len(kinds) and (len(kinds) > 1 or kinds.index[0] != "RGB"):
-        odd = [m is not None and m != "RGB" for m in modes]
-        told = ", ".join(f"{kind} ({n})" for kind, n in kinds.items())
+    kinds = Counter(filter(None, modes))
+    if kinds.keys() - {"RGB"}:
+        odd = [mode not in ("", "RGB") for mode in modes]
+        told = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
         yield Finding(
             "modes",
             "note",

@@ -15,10 +15,13 @@ from PIL import Image
 from scipy.fft import dct
 
 from lobule.data.images import N_VIEWS, ImageArray
+from lobule.data.rows import Rows
 from lobule.errors import UsageError
 
 Fingerprint = NDArray[np.float32]
 """(206,) cosine coefficients of an image, of length 1; all zero if it has no texture."""
+
+FINGERPRINT_SIZE = 206
 
 MIN_CORRELATION = 0.75
 """Measured on 422 BreakHis fields at 100X: different fields stay below 0.48; re-encoded, resized,
@@ -91,7 +94,7 @@ def fingerprint(image: ImageArray) -> Fingerprint:
 
 
 def find_near_duplicates(
-    fingerprints: Sequence[Fingerprint] | NDArray[np.float32],
+    fingerprints: Sequence[Fingerprint] | NDArray[np.float32] | Rows,
     *,
     min_correlation: float = MIN_CORRELATION,
 ) -> list[NearDuplicate]:
@@ -99,24 +102,32 @@ def find_near_duplicates(
 
     fingerprints: n of them, as from `fingerprint`. The answer is complete: a first pass compares
     all pairs by a bound that is never below their correlation, so it loses none. It takes n^2
-    time and n memory (and memory for each pair found), and slows down as min_correlation
-    falls below 0.7. Pairs come sorted by (first, second). If several views are equally good,
-    as for an image with symmetry, the lowest is named.
+    time, slows down as min_correlation falls below 0.7, and takes memory for each pair found;
+    what else it needs is on disk. Pairs come sorted by (first, second). If several views are
+    equally good, as for an image with symmetry, the lowest is named.
     Raises UsageError unless 0 < min_correlation <= 1.
     """
     if not 0 < min_correlation <= 1:
         raise UsageError(f"min_correlation must be above 0 and at most 1, got {min_correlation}")
     if len(fingerprints) < 2:
         return []
-    values = np.asarray(fingerprints, dtype=np.float32)
     found = []
-    for first, second in _candidates(values, min_correlation - _ROUNDING):
-        view, correlation = _best_view(values[first], values[second])
+    for i, j, first, second in _candidates(fingerprints, min_correlation - _ROUNDING):
+        left, right = (_tile(fingerprints, start) for start in (i, j))
+        view, correlation = _best_view(left[first], right[second])
         found += [
-            NearDuplicate(int(first[k]), int(second[k]), int(view[k]), float(correlation[k]))
+            NearDuplicate(
+                int(first[k]) + i, int(second[k]) + j, int(view[k]), float(correlation[k])
+            )
             for k in np.flatnonzero(correlation >= min_correlation)
         ]
     return sorted(found, key=lambda pair: (pair.first, pair.second))
+
+
+def _tile(
+    values: Sequence[Fingerprint] | NDArray[np.float32] | Rows, start: int
+) -> NDArray[np.float32]:
+    return np.asarray(values[start : start + _TILE], dtype=np.float32)
 
 
 def _band() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -168,21 +179,25 @@ def _invariants(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _candidates(
-    values: NDArray[np.float32], bound: float
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield rows (first, second), first < second, whose invariants have a product >= bound."""
-    n = len(values)
-    rows = range(0, n, _TILE)
-    invariants = np.concatenate([_invariants(values[i : i + _TILE]) for i in rows])
-    for i in rows:
-        left = invariants[i : i + _TILE]
-        for j in range(i, n, _TILE):
-            product = left @ invariants[j : j + _TILE].T
+    values: Sequence[Fingerprint] | NDArray[np.float32] | Rows, bound: float
+) -> Iterator[tuple[int, int, NDArray[np.intp], NDArray[np.intp]]]:
+    """Yield pairs whose invariants have a product >= bound, each pair once.
+
+    A pair is told as two tiles, by where they begin, and rows (first, second) of these.
+    """
+    starts = range(0, len(values), _TILE)
+    invariants = Rows(FINGERPRINT_SIZE)
+    for i in starts:
+        invariants.append(_invariants(_tile(values, i)))
+    for i in starts:
+        left = _tile(invariants, i)
+        for j in starts[i // _TILE :]:
+            product = left @ _tile(invariants, j).T
             flat = np.flatnonzero(product >= bound)
             for k in range(0, len(flat), _CHUNK):
                 first, second = np.divmod(flat[k : k + _CHUNK], product.shape[1])
-                first, second = first + i, second + j
-                yield first[first < second], second[first < second]
+                later = i + first < j + second
+                yield i, j, first[later], second[later]
 
 
 def _best_view(

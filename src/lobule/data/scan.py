@@ -116,7 +116,7 @@ def scan_files(paths: Sequence[Path], *, progress: Progress = no_progress) -> Ma
 _TASK = 32
 """Files that a thread reads before it is asked again: one at a time costs as much in asking."""
 
-_PART = 16_384
+_PART = 2_048
 """Rows that become a table at a time, which holds them in a fifth of the memory."""
 
 
@@ -144,7 +144,7 @@ def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
     """Return image paths below root in sorted order, and the other files with the reason."""
     images: list[str] = []
     skipped: list[Skipped] = []
-    for file, reason in sorted(_walk(root, "")):
+    for file, reason in _walk(os.fspath(root), ""):
         if reason is None:
             images.append(file)
         else:
@@ -152,25 +152,34 @@ def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
     return images, skipped
 
 
-def _walk(folder: str | Path, below: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the path of every file from the root down, and why it is no image, if so."""
+def _walk(root: str, below: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the path of every file from the root down, and why it is no image, if so; sorted."""
+    folder = os.path.join(root, below[:-1]) if below else root
     try:
         with os.scandir(folder) as listed:
-            entries = list(listed)
+            # folders with their slash, so that all paths come in order without being held at once
+            found = sorted(_read_entry(entry, below) for entry in listed)
     except OSError as error:
         raise DataError(
-            f"cannot list {show(error.filename)}: {(error.strerror or str(error)).lower()}",
+            f"cannot list {show(folder)}: {(error.strerror or str(error)).lower()}",
             fix="make the folder readable (chmod +rx)",
         ) from error
-    for entry in entries:
-        path = f"{below}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{path}/")
+    for path, reason in found:
+        if path.endswith("/"):
+            yield from _walk(root, path)
         else:
-            yield path, _why_no_image(entry, path)
+            yield path, reason or None
 
 
-def _why_no_image(entry: os.DirEntry[str], path: str) -> str | None:
+def _read_entry(entry: os.DirEntry[str], below: str) -> tuple[str, str]:
+    """Return its path, with a slash if it is a folder, and why it is no image, if so."""
+    path = f"{below}{entry.name}"
+    if entry.is_dir(follow_symlinks=False):
+        return f"{path}/", ""
+    return path, _why_no_image(entry, path)
+
+
+def _why_no_image(entry: os.DirEntry[str], path: str) -> str:
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -187,7 +196,7 @@ def _why_no_image(entry: os.DirEntry[str], path: str) -> str | None:
     if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
         return "not an image by its ending"
     # of a link to nowhere, reading it will say what is wrong
-    return None if regular else "a pipe or device, not a file"
+    return "" if regular else "a pipe or device, not a file"
 
 
 def _place(file: str, grammar: Grammar | None) -> dict[str, Any]:
