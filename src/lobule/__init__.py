@@ -22,11 +22,14 @@ _HOMES = {
     "LobuleError": "lobule.errors",
     "Manifest": "lobule.data.manifest",
     "Model": "lobule.models.bundle",
+    "Plan": "lobule.studies",
     "Predictions": "lobule.evaluation.predictions",
     "Recipe": "lobule.training.recipe",
     "Run": "lobule.run",
     "Running": "lobule.inference.choice",
+    "Study": "lobule.evaluation.study",
     "audit": "lobule.data.audit",
+    "compare": "lobule.evaluation.compare",
     "demo": "lobule.workflow",
     "doctor": "lobule.checkup",
     "evaluate": "lobule.evaluation.evaluate",
@@ -40,6 +43,7 @@ _HOMES = {
     "save_model": "lobule.models.bundle",
     "scan": "lobule.data.scan",
     "split": "lobule.workflow",
+    "study": "lobule.studies",
     "train": "lobule.workflow",
     "write_manifest": "lobule.data.manifest",
     "write_predictions": "lobule.evaluation.predictions",
@@ -53,12 +57,15 @@ __all__ = [
     "LobuleError",
     "Manifest",
     "Model",
+    "Plan",
     "Predictions",
     "Recipe",
     "Run",
     "Running",
+    "Study",
     "__version__",
     "audit",
+    "compare",
     "demo",
     "doctor",
     "evaluate",
@@ -72,6 +79,7 @@ __all__ = [
     "save_model",
     "scan",
     "split",
+    "study",
     "train",
     "write_manifest",
     "write_predictions",
@@ -84,16 +92,19 @@ if TYPE_CHECKING:
     from lobule.data.manifest import Manifest, read_manifest, write_manifest
     from lobule.data.scan import scan
     from lobule.errors import LobuleError
+    from lobule.evaluation.compare import compare
     from lobule.evaluation.evaluate import Evaluation, evaluate
     from lobule.evaluation.intervals import Interval
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions, read_predictions, write_predictions
+    from lobule.evaluation.study import Study
     from lobule.inference.choice import Running
     from lobule.inference.export import export
     from lobule.inference.predictor import predict
     from lobule.models.bundle import Model, load_model, save_model
     from lobule.reporting.report import report
     from lobule.run import Run
+    from lobule.studies import Plan, study
     from lobule.training.recipe import Recipe
     from lobule.workflow import demo, leakage, split, train
 

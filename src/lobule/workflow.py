@@ -45,7 +45,6 @@ from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import make_predictions, write_predictions
 from lobule.files import write_json
 from lobule.measured import forget
-from lobule.models.backbones import load_backbone
 from lobule.models.bundle import make_model, save_model
 from lobule.progress import Progress, no_progress
 from lobule.reporting.report import report
@@ -190,7 +189,7 @@ def train(
     fold = _folds(learn, recipe)
     check_folds(learn.manifest, fold, learn.groups.tolist())
     check_tuning(learn.manifest, learn.groups.tolist(), fold, recipe)
-    backbone = load_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
+    backbone = recipe.open_backbone()
     prep = recipe.preprocessing(backbone, ready.manifest)
     claim(out, _request(manifest, recipe, allow))
 
@@ -271,7 +270,7 @@ def leakage(
     """Measure what the usual random split would have claimed on these data; see `Leakage`."""
     recipe = recipe or Recipe()
     ready = prepare(load_data(data, progress=progress), allow=allow, progress=progress)
-    backbone = load_backbone(recipe.backbone, weights=recipe.weights, seed=recipe.seed)
+    backbone = recipe.open_backbone()
     prep = recipe.preprocessing(backbone, ready.manifest)
     features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
     return measure_leakage(

@@ -250,6 +250,49 @@ app.command(epilog="Example: lobule evaluate predictions.csv --manifest manifest
     saved.evaluate
 )
 
+app.command(epilog="Example: lobule compare run-a run-b")(saved.compare)
+
+
+@app.command(epilog="Example: lobule study recipes.toml photographs -o study")
+def study(
+    plan: Annotated[Path, typer.Argument(help="TOML file: [recipes.NAME], baseline, seeds.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Study folder to make.")],
+    device: DeviceChoice = Device.auto,
+    precision: PrecisionChoice = Precision.auto,
+    workers: Workers = None,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    root: Root = None,
+    positive: Positive = None,
+    allow: Allow = None,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Compare recipes under the same repeated patient folds: which differences can be shown?
+
+    The same command goes on with a study that was interrupted.
+    """
+    from lobule.files import default_cache
+    from lobule.studies import read_plan
+    from lobule.studies import study as run
+    from lobule.training.machine import Machine
+    from lobule.workflow import load_data
+
+    planned = read_plan(plan)
+    found = run(
+        load_data(
+            data, pattern=pattern, metadata=metadata, root=root, positive=positive, progress=bar
+        ),
+        planned,
+        out,
+        allow=allow or [],
+        cache=default_cache() if cache else None,
+        machine=Machine(device.value, precision.value, workers),
+        progress=bar,
+    )
+    emit(texts.study_text(found, out), found.to_json(), as_json=json)
+
 
 @app.command(epilog="Example: lobule leakage photographs")
 def leakage(

@@ -24,6 +24,8 @@ from lobule.cli.options import (
 )
 from lobule.errors import show
 
+Compared = Annotated[Path, typer.Argument(help="Run folder, or predictions (.csv, .parquet).")]
+
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
@@ -127,3 +129,23 @@ def evaluate(
     if out is not None:
         write_json(out, found.to_json())
     emit(texts.evaluation_text(found), found.to_json(), as_json=json)
+
+
+def compare(
+    first: Compared,
+    second: Compared,
+    seed: Annotated[int, typer.Option(help="Seed of the patient bootstrap.")] = 0,
+    json: Json = False,
+) -> None:
+    """Hold two models' predictions of the same images against each other, paired by patient.
+
+    A difference is called one only where its 95% interval leaves out 0.
+    """
+    from lobule.evaluation.compare import compare as run
+    from lobule.evaluation.predictions import read_predictions
+
+    both = [read_predictions(f / "predictions.parquet" if f.is_dir() else f)
+            for f in (first, second)]  # fmt: skip
+    found = run(*both, seed=seed)
+    names = (show(first), show(second))
+    emit(texts.comparison_text(found, *names), found.to_json(), as_json=json)

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from lobule.checkup import Check
     from lobule.data.findings import Audit
     from lobule.data.manifest import Manifest
+    from lobule.evaluation.compare import Comparison
     from lobule.evaluation.evaluate import Evaluation
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
+    from lobule.evaluation.study import Study
     from lobule.models.exports import Export
     from lobule.models.summary import Summary
     from lobule.run import Run
@@ -160,6 +162,48 @@ def leakage_text(found: Leakage) -> str:
     if not found.patients_known:
         lines.append("    patients unknown: the patient folds are folds of images here")
     return "\n".join(lines)
+
+
+def comparison_text(found: Comparison, first: str, second: str) -> str:
+    """Return a line a figure: both, their difference, and which is the better."""
+    who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
+    lines = [
+        f"{first} less {second}: {found.n_images} images, {who}; 95% patient-bootstrap intervals"
+    ]
+    level = None
+    for row in found.differences:
+        if row.level != level:
+            level = row.level
+            lines.append(f"  {level} level")
+        lines.append(
+            f"    {row.figure:<20}{row.first.told():<26}{row.second.told():<26}"
+            f"{row.difference.told():<28}{row.verdict(first, second)}"
+        )
+    if found.p_delong is not None:
+        lines.append(
+            f"  DeLong's test of the image ROC AUCs: p = {found.p_delong:.2g}; it takes the images "
+            "of a patient as independent, so the intervals above are the answer"
+        )
+    return "\n".join(lines)
+
+
+def study_text(found: Study, out: Path) -> str:
+    """Return image and patient ROC AUC of every recipe, and what is told from the baseline."""
+    who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
+    lines = [
+        f"{found.n_images} images, {who}; {found.folds} patient folds under "
+        f"{len(found.seeds)} splits; 95% patient-bootstrap intervals"
+    ]
+    for level in ("image", "patient"):
+        rows = found.of(level, "roc_auc")
+        lines.append(f"  {level} ROC AUC, and its difference from {show(found.baseline)}")
+        lines += [
+            f"    {show(row.recipe):<24}{row.value.told():<26}"
+            + ("" if row.difference is None else f"{row.difference.told():<28}")
+            + row.told
+            for row in rows
+        ]
+    return "\n".join([*lines, f"report: {show(out / 'report.html')}"])
 
 
 def summary_text(found: Summary) -> str:

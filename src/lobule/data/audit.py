@@ -119,10 +119,12 @@ def _look_at(manifest: Manifest, progress: Progress) -> _Seen:
 
 def _exact_pairs(table: pd.DataFrame) -> list[tuple[int, int]]:
     """Pair each file with the next one of the same bytes."""
+    # a group for every file of a large folder would take more memory than the table
+    shared = np.flatnonzero(table["sha256"].duplicated(keep=False))
     return [
-        pair
-        for _, rows in table.groupby("sha256").indices.items()
-        for pair in pairwise(sorted(int(row) for row in rows))
+        (int(first), int(second))
+        for rows in table.iloc[shared].groupby("sha256").indices.values()
+        for first, second in pairwise(shared[np.sort(rows)])
     ]
 
 

@@ -54,7 +54,7 @@ def expected_calibration_error(
         predicted, observed = prob[:, 1], y
     else:
         predicted, observed = prob.max(axis=1), prob.argmax(axis=1) == y
-    index = _equal_mass_bins(predicted, bins)
+    index = equal_mass_bins(predicted, bins)
     gap = np.zeros((len(y), bins))
     gap[np.arange(len(y)), index] = observed - predicted
     # A bin's share times its mean gap is the sum of its gaps: an empty bin needs no special case.
@@ -71,7 +71,7 @@ def reliability(y: ArrayLike, p: ArrayLike, *, bins: int = 15) -> Reliability:
     p = scores(p)
     prob = probabilities(np.stack([1 - p, p], axis=1))
     y = class_labels(y, len(prob), 2)
-    index = _equal_mass_bins(p, bins)
+    index = equal_mass_bins(p, bins)
     count = np.bincount(index, minlength=bins)
     filled = count > 0
     return Reliability(
@@ -81,8 +81,11 @@ def reliability(y: ArrayLike, p: ArrayLike, *, bins: int = 15) -> Reliability:
     )
 
 
-def _equal_mass_bins(p: FloatArray, bins: int) -> NDArray[np.intp]:
-    """Return the bin of each row, 0..bins-1: bin b begins at the value of rank b n / bins."""
+def equal_mass_bins(p: FloatArray, bins: int) -> NDArray[np.intp]:
+    """Return the bin of each row, 0..bins-1: bin b begins at the value of rank b n / bins.
+
+    p: (n,) float. Equal values share a bin. Raises UsageError if bins < 1.
+    """
     if bins < 1:
         raise UsageError(f"calibration needs at least one bin, got {bins}")
     if not len(p):

@@ -42,6 +42,16 @@ class Interval:
     dropped: int
     reason: str | None = None
 
+    @property
+    def leaves_out_0(self) -> bool:
+        """Whether both bounds are on one side of 0; without bounds nothing is known."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def half_width(self) -> float:
+        """Half the way between the bounds: about the smallest difference that can be shown."""
+        return (self.high - self.low) / 2
+
     def told(self, digits: int = 3) -> str:
         """Return "0.760 (0.610 to 0.890)", or why there is no such figure."""
         if math.isnan(self.estimate):

@@ -26,6 +26,9 @@ from lobule.evaluation.calibration import (
     scores,
 )
 
+LOWER_IS_BETTER = frozenset({"brier", "ece"})
+"""Of the figures here; of all others a higher one is better."""
+
 
 def roc_auc(y: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> FloatArray:
     """Area under the ROC curve of two classes, in [0, 1]; nan unless both have weight.

@@ -36,7 +36,7 @@ def compare_probabilities(
 ) -> dict[str, Any]:
     """Compare with torch, view by view; raises ModelError where a probability is off."""
     chosen = images.where(_spread(len(images), COMPARED))
-    original = torch_engine(model.backbone.network, "fp32", device="cpu")
+    original = torch_engine(model.backbone.module, "fp32", device="cpu")
     try:
         found, expected = (
             gather(chosen, _extractor(model, e), progress=progress).views
@@ -69,7 +69,7 @@ def compare_labels(
     if "fold" in images.table:
         held_out = (images.table["fold"] < 0).to_numpy(dtype=bool)
     others = images.where(held_out if held_out.any() else ~used)
-    original = make_engine(model.backbone.network)
+    original = make_engine(model.backbone.module)
     seen = gather(others, _extractor(model, original), cache=cache, progress=progress)
     expected = model.heads.probabilities(seen)["prob"]
     found = model.heads.probabilities(gather(others, _extractor(model, engine), progress=progress))[
@@ -117,7 +117,7 @@ def auc_gain(
 
 
 def _extractor(model: Model, engine: Engine) -> Extractor:
-    return Extractor(engine, model.preprocessing, model.backbone_sha256)
+    return Extractor(engine, model.preprocessing, model.features_id)
 
 
 def _spread(n: int, wanted: int) -> NDArray[np.bool_]:

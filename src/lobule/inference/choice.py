@@ -133,13 +133,13 @@ def _torch_finds_cuda() -> bool:
 
 
 def _torch(model: Model, precision: Precision, cache: Path | None) -> Engine:
-    plain = torch_engine(model.backbone.network, precision)
+    plain = torch_engine(model.backbone.module, precision)
     return plain if precision == "fp32" else _like_the_original(plain, model, precision, "", cache)
 
 
 def _converted(model: Model, precision: Precision, cache: Path | None) -> Engine:
     """Convert in memory; fp32 is compared by `make_engine` itself, feature by feature."""
-    made = make_engine(model.backbone.network, "openvino", precision)
+    made = make_engine(model.backbone.module, "openvino", precision)
     return made if precision == "fp32" else _like_the_original(made, model, precision, "", cache)
 
 
@@ -163,7 +163,7 @@ def _like_the_original(
     key = agreement_key(engine, model.weights_sha256, export_sha256)
     return checked(
         engine,
-        lambda: torch_engine(model.backbone.network, "fp32", device="cpu"),
+        lambda: torch_engine(model.backbone.module, "fp32", device="cpu"),
         lambda found, expected: largest_difference(model.heads.tissue, found, expected),
         tolerance=TOLERANCES[precision],
         recall=lambda shape: recall(cache, f"{key} {shape}"),

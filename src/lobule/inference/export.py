@@ -90,7 +90,7 @@ def export(
             for height, width in sorted({shape, shape[::-1]}):
                 write_onnx(model, temporary / onnx_name(height, width), (height, width))
         else:
-            network = convert(model.backbone.network, shape)
+            network = convert(model.backbone.module, shape)
             if int8:
                 used = _calibration_rows(model, images)
                 network = quantize(network, model, images.where(used))
@@ -154,7 +154,7 @@ def write_onnx(model: Model, file: Path, shape: Shape) -> None:
             # what torch says of its own insides is nobody's concern here
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                model.backbone.network.cpu(), (example,), file, dynamo=True, external_data=False,
+                model.backbone.module.cpu(), (example,), file, dynamo=True, external_data=False,
                 input_names=["image"], output_names=["features"], verbose=False,
             )  # fmt: skip
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:

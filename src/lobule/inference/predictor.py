@@ -69,7 +69,7 @@ def open_extractor(
     images: the engine is chosen for the size of the first one.
     """
     engine = choose_engine(model, _first_shape(model, images), running, cache=cache)
-    return Extractor(engine, model.preprocessing, model.backbone_sha256, running.views)
+    return Extractor(engine, model.preprocessing, model.features_id, running.views)
 
 
 def predict_with(

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from lobule.data.images import Preprocessing
 from lobule.errors import ModelError, UsageError, first_line, show
+from lobule.models.folder import Pooling, pooled_id
 from lobule.models.hub import DEFAULT as DEFAULT
 from lobule.models.license import terms
+from lobule.models.pooling import pool
 from lobule.models.sources import BY_MAKER, Source, check_name, fetch_published, resolve
 from lobule.models.tensors import hash_tensors, load_state, read_tensors
 
@@ -41,7 +43,8 @@ _log = logging.getLogger(__name__)
 class Backbone:
     """A network without its classifier, frozen and in evaluation mode.
 
-    name: timm's name of the architecture. network: maps (n, 3, h, w) float32 to (n, n_features).
+    name: timm's name of the architecture. network: of timm. pooling: what is taken from it.
+    module: maps (n, 3, h, w) float32 to (n, n_features).
     mean, std, interpolation: what its weights were trained with. fixed_size_px: side of the only
     square input it takes, or None if it takes any size. weights: where they came from.
     arguments: what timm needs besides the name to build the network again, in types of JSON.
@@ -57,11 +60,22 @@ class Backbone:
     weights: str
     license: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    pooling: Pooling = "last"
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """What maps images to features."""
+        return pool(self.name, self.network, self.pooling)
 
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 over names and values of all tensors."""
         return hash_tensors(self.network.state_dict())
+
+    @property
+    def features_id(self) -> str:
+        """What its features are kept under: the weights, and what is taken from them."""
+        return pooled_id(self.weights_sha256, self.pooling)
 
     def preprocessing(self, long_side_px: int) -> Preprocessing:
         """Return the preprocessing that feeds this network whole images of that length."""
@@ -75,14 +89,19 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str = DEFAULT, *, weights: Path | Literal["none"] | None = None, seed: int = 0
+    spec: str = DEFAULT,
+    *,
+    weights: Path | Literal["none"] | None = None,
+    pooling: Pooling = "last",
+    seed: int = 0,
 ) -> Backbone:
     """Build a network with pretrained weights and without its classifier.
 
     spec: a timm name, hf-hub:ORG/NAME, a folder or a .safetensors file; see `sources`.
     weights: a local .safetensors file with timm's tensor names; "none" for random ones drawn from
     `seed`; by default those that belong to the spec: of DEFAULT the offline ones, of other timm
-    names those of timm's hub. What their licence asks is logged as a warning.
+    names those of timm's hub. What their licence asks is logged as a warning. pooling: what is
+    taken as features.
     Raises ModelError for what cannot be found, fetched, read or built, and for weights that do not
     fit; UsageError if weights are given twice.
     """
@@ -107,6 +126,7 @@ def load_backbone(
         license=license,
         arguments=source.arguments,
         config=source.config,
+        pooling=pooling,
     )
 
 
@@ -165,6 +185,7 @@ def wrap(
     license: str,
     arguments: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
+    pooling: Pooling = "last",
 ) -> Backbone:
     """Freeze a network built by `build`, and describe it.
 
@@ -176,7 +197,7 @@ def wrap(
     return Backbone(
         name=name,
         network=network,
-        n_features=_width(name, network, config),
+        n_features=_width(name, pool(name, network, pooling), config),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
@@ -184,6 +205,7 @@ def wrap(
         weights=source,
         license=license,
         arguments=dict(arguments or {}),
+        pooling=pooling,
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import safetensors
@@ -26,7 +26,9 @@ from lobule.models.folder import (
     INFO,
     SCHEMA,
     WEIGHTS,
+    Pooling,
     hash_stored,
+    pooled_id,
     read_info,
     read_weights,
 )
@@ -60,16 +62,15 @@ class ModelInfo:
 class Model:
     """All that a prediction needs: the network, its preprocessing, the heads, and its record.
 
-    weights_sha256: of the weights file, as written or read. backbone_sha256: of the backbone's
-    tensors, as `Backbone.weights_sha256`. folder: where it lies, if it does. network: builds
-    the backbone, when it is first asked for.
+    weights_sha256: of the weights file, as written or read. features_id: as of `Backbone`. folder:
+    where it lies, if it does. network: builds the backbone, when it is first asked for.
     """
 
     info: ModelInfo
     preprocessing: Preprocessing
     heads: Heads
     weights_sha256: str
-    backbone_sha256: str
+    features_id: str
     network: Callable[[], Backbone] = field(repr=False, compare=False)
     folder: Path | None = None
 
@@ -90,9 +91,7 @@ def make_model(
     """Put a model together; its identity is the hash of the weights file it will have."""
     data = _pack(backbone, heads)
     sha256 = hashlib.sha256(data).hexdigest()
-    return Model(
-        info, preprocessing, heads, sha256, backbone.weights_sha256, network=lambda: backbone
-    )
+    return Model(info, preprocessing, heads, sha256, backbone.features_id, network=lambda: backbone)
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -133,6 +132,7 @@ def describe(model: Model) -> dict[str, Any]:
             "license": model.backbone.license,
             "n_features": model.backbone.n_features,
             "arguments": model.backbone.arguments,
+            "pooling": model.backbone.pooling,
         },
         "weights_sha256": model.weights_sha256,
     }
@@ -176,8 +176,11 @@ def open_model(folder: Path) -> Model:
                 tissue=_head(heads, "tissue"), colour=_head(heads, "colour"), prior=heads["prior"]
             ),
             weights_sha256=record["weights_sha256"],
-            backbone_sha256=hash_stored(
-                {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if _is_backbone(k)}
+            features_id=pooled_id(
+                hash_stored(
+                    {k.removeprefix(_BACKBONE): v for k, v in tensors.items() if _is_backbone(k)}
+                ),
+                _pooling(record),
             ),
             network=lambda: _build(folder, record),
             folder=folder,
@@ -207,7 +210,16 @@ def _build(folder: Path, record: dict[str, Any]) -> Backbone:
             license=record["backbone"]["license"],
             arguments=arguments,
             config=input_of(record["preprocessing"]),
+            pooling=_pooling(record),
         )
+
+
+def _pooling(record: dict[str, Any]) -> Pooling:
+    """Return what is taken from the network; models of before do not say it."""
+    found: Pooling = record["backbone"].get("pooling", "last")
+    if found not in get_args(Pooling):
+        raise ModelError(f"this version knows no pooling {found!r}", fix="a newer Lobule may")
+    return found
 
 
 _BACKBONE = "backbone."

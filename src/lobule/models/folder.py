@@ -5,13 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lobule.errors import ModelError, show
 
 SCHEMA = "lobule.model/1"
 
 WEIGHTS, INFO, CARD = "weights.safetensors", "model.json", "README.md"
+
+Pooling = Literal["last", "stages"]
+"""What is taken from a network as the features of an image. last: its own. stages: these, and mean
+and standard deviation over the image of every channel of the stage before the last."""
+
+
+def pooled_id(weights_sha256: str, pooling: Pooling) -> str:
+    """Return what names a network and what is taken from it, for features that are kept."""
+    return weights_sha256 if pooling == "last" else f"{weights_sha256} {pooling}"
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
     with using(run / "run.json"):
         facts = run_facts(saved)
     text = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             **_findings(saved),
@@ -79,7 +79,8 @@ def report(run: Path, *, out: Path | None = None) -> Path:
     return out
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what fills in the templates of all pages."""
     environment = Environment(
         loader=PackageLoader("lobule.reporting"),
         autoescape=True,
@@ -271,13 +272,14 @@ def run_facts(saved: Saved) -> list[Fact]:
     return [
         ("Started", str(record["started"])),
         *finished,
-        *_settings(record["request"]["recipe"]),
+        *settings(record["request"]["recipe"]),
         ("Accepted findings", ", ".join(saved.allow) or "none"),
         ("Data hash", str(training["data_hash"])),
     ]
 
 
-def _settings(recipe: dict[str, Any]) -> Iterator[Fact]:
+def settings(recipe: dict[str, Any]) -> Iterator[Fact]:
+    """Yield the settings of a recipe as a page lists them."""
     for name, value in recipe.items():
         if name != "tuning":
             said = "automatic" if value is None else str(value)

@@ -7,7 +7,7 @@ worked on at once. They are handed on one image at a time, so that memory does n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,22 +42,27 @@ ImageFeatures = tuple[NDArray[np.float32], NDArray[np.float32]]
 class Extractor:
     """What turns a decoded image into its features.
 
-    engine: runs the network. weights_sha256: of the network. views: how many of the eight.
+    engine: runs the network. network_id: its weights, and what is taken from it. views: how many
+    of the eight. change: what is done to every image first, such as a damage; features of changed
+    images are neither taken from a cache nor put there.
     """
 
     engine: Engine
     prep: Preprocessing
-    weights_sha256: str
+    network_id: str
     views: int = N_VIEWS
+    change: Callable[[ImageArray], ImageArray] | None = None
 
     @property
     def id(self) -> str:
         """All that the features of an image depend on."""
         plain = "" if self.views == N_VIEWS else f" {self.views}"
-        return f"{self.weights_sha256} {self.prep.id} {self.engine.name}{plain} colour by level"
+        return f"{self.network_id} {self.prep.id} {self.engine.name}{plain} colour by level"
 
     def __call__(self, image: ImageArray) -> ImageFeatures:
         """Return the features of an image (h, w, 3) uint8."""
+        if self.change is not None:
+            image = self.change(image)
         return self.of_views(image), colour_statistics(image)
 
     def of_views(self, image: ImageArray) -> NDArray[np.float32]:
@@ -110,7 +115,7 @@ def embed(
 
     cache, progress, errors: as `embed_each`. engine: what runs the network.
     """
-    extractor = Extractor(make_engine(backbone.network, engine), prep, backbone.weights_sha256)
+    extractor = Extractor(make_engine(backbone.module, engine), prep, backbone.features_id)
     return gather(manifest, extractor, cache=cache, progress=progress)
 
 
@@ -192,8 +197,10 @@ class _Kept:
 
     @classmethod
     def of(cls, extractor: Extractor, cache: Path | None) -> _Kept:
+        if cache is None or extractor.change is not None:
+            return cls(None)
         name = hashlib.sha256(extractor.id.encode()).hexdigest()[:24]
-        return cls(None if cache is None else cache / "features" / name)
+        return cls(cache / "features" / name)
 
     def read(self, sha256: str) -> ImageFeatures | None:
         """Return what is kept of an image; None where its file is not there or damaged."""

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from lobule.data.images import Preprocessing
 from lobule.data.manifest import Manifest
 from lobule.errors import UsageError
-from lobule.models.backbones import DEFAULT, Backbone
+from lobule.models.backbones import DEFAULT, Backbone, load_backbone
+from lobule.models.folder import Pooling
 from lobule.training.tuning import Tuning
 
 SIZE_RANGE_PX = (224, 560)
@@ -23,9 +24,10 @@ class Recipe:
     """Settings of a run.
 
     name: of the recipe. backbone: what `models.backbones.load_backbone` takes. weights: a local
-    safetensors file for it, or "none" for random ones. long_side_px: length of the longer side of
-    the input; None takes the median of the images, within SIZE_RANGE_PX. folds: parts of the
-    cross-validation. sensitivity: what the operating point must reach. seed: of the split, the
+    safetensors file for it, or "none" for random ones. pooling: what is taken from it, see
+    `models.folder.Pooling`; of a tuned network its own features. long_side_px: length of the longer
+    side of the input; None takes the median of the images, within SIZE_RANGE_PX. folds: parts of
+    the cross-validation. sensitivity: what the operating point must reach. seed: of the split, the
     inner folds and all that training draws. tuning: how the network is tuned; None leaves it
     frozen and fits a linear head on its features.
     """
@@ -33,6 +35,7 @@ class Recipe:
     name: str = "features"
     backbone: str = DEFAULT
     weights: Literal["none"] | Path | None = None
+    pooling: Pooling = "last"
     long_side_px: int | None = None
     folds: int = 5
     sensitivity: float = 0.95
@@ -49,6 +52,18 @@ class Recipe:
             raise UsageError(f"--sensitivity must be over 0 and at most 1, got {self.sensitivity}")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more, got {self.seed}")
+        if self.tuning is not None and self.pooling != "last":
+            raise UsageError(
+                f"recipe {self.name!r} tunes the network, which takes pooling=last, got "
+                f"{self.pooling!r}",
+                fix="--recipe features takes any pooling",
+            )
+
+    def open_backbone(self) -> Backbone:
+        """Return the network with its weights; errors as `load_backbone`."""
+        return load_backbone(
+            self.backbone, weights=self.weights, pooling=self.pooling, seed=self.seed
+        )
 
     def preprocessing(self, backbone: Backbone, manifest: Manifest) -> Preprocessing:
         """Return the preprocessing of this run, its automatic size settled by the images."""
