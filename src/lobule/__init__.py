@@ -43,6 +43,7 @@ _HOMES = {
     "save_model": "lobule.models.bundle",
     "scan": "lobule.data.scan",
     "split": "lobule.workflow",
+    "stress": "lobule.inference.stress",
     "study": "lobule.studies",
     "train": "lobule.workflow",
     "write_manifest": "lobule.data.manifest",
@@ -79,6 +80,7 @@ __all__ = [
     "save_model",
     "scan",
     "split",
+    "stress",
     "study",
     "train",
     "write_manifest",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from lobule.inference.choice import Running
     from lobule.inference.export import export
     from lobule.inference.predictor import predict
+    from lobule.inference.stress import stress
     from lobule.models.bundle import Model, load_model, save_model
     from lobule.reporting.report import report
     from lobule.run import Run

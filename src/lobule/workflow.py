@@ -190,7 +190,7 @@ def train(
     check_folds(learn.manifest, fold, learn.groups.tolist())
     check_tuning(learn.manifest, learn.groups.tolist(), fold, recipe)
     backbone = recipe.open_backbone()
-    prep = recipe.preprocessing(backbone, ready.manifest)
+    prep = recipe.preprocessing(backbone, learn.manifest)
     claim(out, _request(manifest, recipe, allow))
 
     features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)

@@ -315,6 +315,7 @@ def model_record(manifest, classes, evaluation, *, name):
             "license": "Apache-2.0",
             "n_features": 1280,
             "arguments": {},
+            "pooling": "last",
         },
         "weights_sha256": "ab" * 32,
     }

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from lobule.data.damage import HED
 from lobule.data.images import Preprocessing
 from lobule.training.augment import (
-    HED,
     Draws,
     augment,
     draw,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from lobule.data.images import Preprocessing, decode
 from lobule.data.manifest import Manifest, complete
-from lobule.errors import UsageError
+from lobule.data.scan import scan
+from lobule.data.stain import fit_stain_target, normalise_stain
+from lobule.errors import DataError, UsageError
 from lobule.models.backbones import load_backbone
 from lobule.training.recipe import RECIPES, Recipe
 from lobule.training.tuning import Tuning
@@ -120,3 +124,30 @@ def test_the_recipe_of_the_origin_is_mended_where_the_origin_was_wrong():
     assert 0 < tuning.zoom < 1
     # 13: the best of 60 noisy accuracies on few images is luck
     assert tuning.select == "loss"
+
+
+# ---- stain
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_stain_is_normalised_towards_the_middle_of_the_images(method, backbone, tissue):
+    manifest = scan(tissue.images)
+    prep = Recipe(long_side_px=96, stain_normalisation=method).preprocessing(backbone, manifest)
+    plain = Recipe(long_side_px=96).preprocessing(backbone, manifest)
+    assert (plain.stain, prep.stain.method) == (None, method)
+    assert prep.id != plain.id
+    # 48 images are fewer than are asked, so that all of them tell
+    images = [plain.resize(decode(manifest.file(path))) for path in manifest.table["path"]]
+    assert prep.stain == fit_stain_target(images, method)
+    assert np.array_equal(prep.resize(images[0]), normalise_stain(images[0], prep.stain)[0])
+    assert not np.array_equal(prep.resize(images[0]), images[0])
+
+
+def test_the_way_an_image_is_made_ready_is_written_and_read_back(backbone, tissue):
+    recipe = Recipe(long_side_px=96, stain_normalisation="macenko")
+    prep = recipe.preprocessing(backbone, scan(tissue.images))
+    stored = json.loads(json.dumps(prep.to_json()))
+    assert Preprocessing.from_json(stored) == prep
+    assert "stain" not in Recipe().preprocessing(backbone, scan(tissue.images)).to_json()
+    with pytest.raises(DataError, match="stain target cannot be used"):
+        Preprocessing.from_json(stored | {"stain": {"method": "macenko"}})

@@ -252,6 +252,8 @@ app.command(epilog="Example: lobule evaluate predictions.csv --manifest manifest
 
 app.command(epilog="Example: lobule compare run-a run-b")(saved.compare)
 
+app.command(epilog="Example: lobule stress run/model other-site -o stress")(saved.stress)
+
 
 @app.command(epilog="Example: lobule study recipes.toml photographs -o study")
 def study(

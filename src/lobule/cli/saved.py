@@ -11,9 +11,12 @@ from lobule.cli import texts
 from lobule.cli.console import PARTIAL, bar, emit, say
 from lobule.cli.options import (
     Cache,
+    Data,
     Json,
+    Metadata,
     OnError,
     OnErrorChoice,
+    Pattern,
     Root,
     Rounding,
     RoundingChoice,
@@ -149,3 +152,51 @@ def compare(
     found = run(*both, seed=seed)
     names = (show(first), show(second))
     emit(texts.comparison_text(found, *names), found.to_json(), as_json=json)
+
+
+def stress(
+    model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for stress.json, report.html.")],
+    damage: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this damage; may be given several times. Default: all."),
+    ] = None,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    root: Root = None,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Damage labelled photographs in stain, light, focus, scale and more: what is left of a model?
+
+    Of data with a test part, that part is taken.
+    """
+    from lobule.data.damage import DAMAGES
+    from lobule.errors import UsageError, nearest
+    from lobule.files import default_cache, write_json
+    from lobule.inference.stress import stress as run
+    from lobule.models.bundle import open_model
+    from lobule.reporting.stress import stress_report
+    from lobule.workflow import held_out_rows, load_data
+
+    for name in damage or ():
+        if name not in DAMAGES:
+            raise UsageError(f"no damage is called {name!r}", fix=nearest(name, DAMAGES))
+    opened = open_model(model)
+    manifest = load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar)
+    held_out = held_out_rows(manifest)
+    if held_out.any():
+        manifest = manifest.where(held_out)
+    elif manifest.data_hash == opened.info.training["data_hash"]:
+        say("warning: the model was trained on these very images, so all figures are too good")
+    found = run(
+        opened,
+        manifest,
+        damages=[DAMAGES[name] for name in dict.fromkeys(damage)] if damage else None,
+        cache=default_cache() if cache else None,
+        progress=bar,
+    )
+    write_json(out / "stress.json", found.to_json())
+    stress_report(found, out / "report.html")
+    emit(texts.stress_text(found, out), found.to_json(), as_json=json)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
     from lobule.evaluation.study import Study
+    from lobule.inference.stress import Stress
     from lobule.models.exports import Export
     from lobule.models.summary import Summary
     from lobule.run import Run
@@ -185,6 +186,23 @@ def comparison_text(found: Comparison, first: str, second: str) -> str:
             "of a patient as independent, so the intervals above are the answer"
         )
     return "\n".join(lines)
+
+
+def stress_text(found: Stress, out: Path) -> str:
+    """Return image ROC AUC undamaged and by severity of each damage."""
+    who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
+    lines = [
+        f"{found.n_images} images, {who}; image ROC AUC undamaged "
+        f"{found.undamaged['image']['roc_auc'].told()}",
+        f"  {'damage':<12}{'severity':<28}{'image ROC AUC':<26}difference",
+    ]
+    lines += [
+        f"  {row.damage:<12}{f'{row.severity:g} {row.unit}' + ' *' * row.moderate:<28}"
+        f"{row.value.told():<26}{row.difference.told()}"
+        for row in found.rows
+        if (row.level, row.figure) == ("image", "roc_auc")
+    ]
+    return "\n".join([*lines, "  * moderate", f"report: {show(out / 'report.html')}"])
 
 
 def study_text(found: Study, out: Path) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from lobule.data.stain import StainTarget, normalise_stain
 from lobule.errors import DataError, ImageError, show
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
@@ -205,6 +206,7 @@ class Preprocessing:
         "square" squashes to long_side_px x long_side_px, for networks that take one size only.
     interpolation: Pillow's antialiased "bicubic" or "bilinear".
     mean, std: per channel (R, G, B), of values scaled to [0, 1].
+    stain: what stained images are made to look like after resizing; None leaves them as they are.
     """
 
     long_side_px: int
@@ -212,19 +214,30 @@ class Preprocessing:
     interpolation: Literal["bicubic", "bilinear"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    stain: StainTarget | None = None
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that change with any setting."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types; `stain` only where there is one."""
+        fields = asdict(self)
+        del fields["stain"]
+        return fields if self.stain is None else fields | {"stain": self.stain.to_json()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Preprocessing:
-        """Rebuild from `dataclasses.asdict`; raises DataError on unknown, missing or odd fields."""
+        """Rebuild from `to_json`; raises DataError on unknown, missing or odd fields."""
         try:
-            triples = {key: tuple(float(v) for v in fields[key]) for key in ("mean", "std")}
-            made = cls(**{**fields, **triples})
+            given: dict[str, Any] = {
+                key: tuple(float(v) for v in fields[key]) for key in ("mean", "std")
+            }
+            if fields.get("stain") is not None:
+                given["stain"] = StainTarget.from_json(fields["stain"])
+            made = cls(**{**fields, **given})
             made._check()
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"preprocessing settings cannot be used: {error}") from error
@@ -250,13 +263,16 @@ class Preprocessing:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def resize(self, image: ImageArray) -> ImageArray:
-        """Resize (h, w, 3) uint8 with antialiasing; one of the right size is returned as is."""
+        """Resize (h, w, 3) uint8 with antialiasing, and normalise its stain where that is asked.
+
+        One of the right size is not resampled; one that does not tell its stain is left as it is.
+        """
         height, width = image.shape[:2]
         target = self.size(width, height)
-        if target == (width, height):
-            return image
-        method = Image.Resampling[self.interpolation.upper()]
-        return np.asarray(Image.fromarray(image).resize(target, method))
+        if target != (width, height):
+            method = Image.Resampling[self.interpolation.upper()]
+            image = np.asarray(Image.fromarray(image).resize(target, method))
+        return image if self.stain is None else normalise_stain(image, self.stain)[0]
 
     def normalise(self, image: ImageArray) -> NDArray[np.float32]:
         """Turn (h, w, 3) uint8 of the right size into (3, h, w) float32, (x / 255 - mean) / std."""

@@ -125,7 +125,7 @@ def describe(model: Model) -> dict[str, Any]:
         "id": model.id,
         **asdict(model.info),
         "positive": model.info.classes[-1],
-        "preprocessing": {**asdict(model.preprocessing), "id": model.preprocessing.id},
+        "preprocessing": {**model.preprocessing.to_json(), "id": model.preprocessing.id},
         "backbone": {
             "name": model.backbone.name,
             "weights": model.backbone.weights,

@@ -18,12 +18,9 @@ import torch.nn.functional as F  # noqa: N812  torch's own name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lobule.data.damage import HED
 from lobule.data.images import N_VIEWS, ImageArray, Preprocessing, dihedral_view
 from lobule.training.tuning import Tuning
-
-HED = np.array([[0.65, 0.70, 0.29], [0.27, 0.57, 0.78], [0.07, 0.99, 0.11]])
-"""Optical density in R, G, B of haematoxylin, DAB and eosin. Source: Ruifrok & Johnston, Anal.
-Quant. Cytol. Histol. 23 (2001)."""
 
 BLUR_RADIUS_PX = 3
 

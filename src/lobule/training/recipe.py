@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lobule.data.images import Preprocessing
+from lobule.data.images import Preprocessing, decode
 from lobule.data.manifest import Manifest
+from lobule.data.stain import fit_stain_target
 from lobule.errors import UsageError
 from lobule.models.backbones import DEFAULT, Backbone, load_backbone
 from lobule.models.folder import Pooling
@@ -18,6 +19,9 @@ SIZE_RANGE_PX = (224, 560)
 """Bounds of the automatic input length, by measurement: on photographs of 700 x 460, 560 px was
 better than 224 and 350 and no worse than 700 at 64% of its cost (docs/results.md)."""
 
+STAIN_IMAGES = 64
+"""About how many images tell what stain all are given: medians of more hardly differ."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -26,8 +30,9 @@ class Recipe:
     name: of the recipe. backbone: what `models.backbones.load_backbone` takes. weights: a local
     safetensors file for it, or "none" for random ones. pooling: what is taken from it, see
     `models.folder.Pooling`; of a tuned network its own features. long_side_px: length of the longer
-    side of the input; None takes the median of the images, within SIZE_RANGE_PX. folds: parts of
-    the cross-validation. sensitivity: what the operating point must reach. seed: of the split, the
+    side of the input; None takes the median of the images, within SIZE_RANGE_PX.
+    stain_normalisation: how all images are made to look alike, if at all. folds: parts of the
+    cross-validation. sensitivity: what the operating point must reach. seed: of the split, the
     inner folds and all that training draws. tuning: how the network is tuned; None leaves it
     frozen and fits a linear head on its features.
     """
@@ -37,6 +42,7 @@ class Recipe:
     weights: Literal["none"] | Path | None = None
     pooling: Pooling = "last"
     long_side_px: int | None = None
+    stain_normalisation: Literal["none", "macenko", "reinhard"] = "none"
     folds: int = 5
     sensitivity: float = 0.95
     seed: int = 0
@@ -66,13 +72,22 @@ class Recipe:
         )
 
     def preprocessing(self, backbone: Backbone, manifest: Manifest) -> Preprocessing:
-        """Return the preprocessing of this run, its automatic size settled by the images."""
+        """Return the preprocessing of this run, its size and stain settled by images to learn from.
+
+        What stain they have in the middle is told by some of them, whatever their classes.
+        Raises DataError if none tells it, ImageError if one cannot be decoded.
+        """
         long_side_px = self.long_side_px
         if long_side_px is None:
             longest = manifest.table[["width", "height"]].max(axis=1).median()
             low, high = SIZE_RANGE_PX
             long_side_px = int(min(high, max(low, longest)))
-        return backbone.preprocessing(long_side_px)
+        prep = backbone.preprocessing(long_side_px)
+        if self.stain_normalisation == "none":
+            return prep
+        some = manifest.table["path"].iloc[:: max(1, len(manifest) // STAIN_IMAGES)]
+        images = (prep.resize(decode(manifest.file(path))) for path in some)
+        return replace(prep, stain=fit_stain_target(images, self.stain_normalisation))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types."""
