@@ -70,7 +70,7 @@ def test_stress_tells_what_is_left_and_warns_of_images_trained_on(finished_run, 
     assert done.exit_code == 0, done.stderr
     assert "the model was trained on these very images" in done.stderr
     assert done.stdout.count("jpeg") == 4
-    assert "50 100 - quality *" in done.stdout
+    assert "50 points of quality lost *" in done.stdout
     record = json.loads((tmp_path / "stress.json").read_text())
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2

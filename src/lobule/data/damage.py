@@ -136,7 +136,7 @@ DAMAGES: Mapping[str, Damage] = {
         Damage("stain", "share of density", (0.1, 0.2, 0.3, 0.5), 0.2, stain),
         Damage("brightness", "share of light lost", (0.1, 0.2, 0.35, 0.5), 0.2, brightness),
         Damage("blur", "px", (0.5, 1, 2, 4), 1, blur),
-        Damage("jpeg", "100 - quality", (30, 50, 70, 90), 50, jpeg),
+        Damage("jpeg", "points of quality lost", (30, 50, 70, 90), 50, jpeg),
         Damage("scale", "share of size lost", (0.1, 0.2, 0.35, 0.5), 0.2, scale),
         Damage("rotation", "degrees", (5, 15, 30, 45), 15, rotation),
         Damage("noise", "grey levels", (2, 5, 10, 20), 5, noise),
