@@ -8,13 +8,14 @@ import re
 import numpy as np
 import pytest
 
-from lobule.errors import OutputError, UsageError
+from lobule.data.scan import scan
+from lobule.errors import ModelError, OutputError, UsageError
 from lobule.evaluation.predictions import read_predictions
 from lobule.evaluation.study import Study
 from lobule.reporting.study import forest_figure, study_report, verdict
 from lobule.studies import Plan, read_plan, study
 from lobule.training.recipe import Recipe
-from lobule.workflow import train
+from lobule.workflow import split, train
 
 SMALL = {"backbone": "test_efficientnet", "weights": "none"}
 
@@ -142,6 +143,34 @@ def test_another_study_does_not_go_on_in_its_folder(finished, tissue, tmp_path):
         study(tissue.images, other, tmp_path / "out")
     with pytest.raises(OutputError, match="already holds a finished run"):
         study(tissue.images, plan, out)
+
+
+def test_a_study_does_not_go_on_with_other_patients(finished, tissue, tmp_path):
+    plan, out, _ = finished
+    (tmp_path / "out").mkdir()
+    record = json.loads((out / "run.json").read_text())
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"state": "incomplete"}))
+    manifest = scan(tissue.images)
+    patient = manifest.table["patient"].str.replace("P12", "P11")
+    with pytest.raises(OutputError, match="an unfinished run of other data or settings"):
+        study(manifest.with_columns(patient=patient), plan, tmp_path / "out")
+
+
+def test_what_is_held_out_has_no_say(finished, tissue, tmp_path):
+    plan, _, _ = finished
+    parts = split(tissue.images, shares={"train": 0.7, "test": 0.3})
+    left = (parts.table["split"] == "train").to_numpy()
+    found = study(parts, Plan(plan.recipes, plan.baseline, 2, (0,)), tmp_path / "out")
+    assert found.n_images == left.sum() < len(left)
+    predicted = read_predictions(tmp_path / "out/01-small/0.parquet").table["path"]
+    assert set(predicted) == set(parts.table["path"][left])
+
+
+def test_a_recipe_that_cannot_be_run_is_refused_before_the_folder_is_taken(tissue, tmp_path):
+    recipes = {"a": Recipe(**SMALL, long_side_px=64), "b": Recipe(backbone="test_efficientnt")}
+    with pytest.raises(ModelError, match="no backbone is called 'test_efficientnt'"):
+        study(tissue.images, Plan(recipes, "a", 2, (0,)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from lobule.errors import UsageError, nearest, show
 from lobule.evaluation.predictions import Predictions, read_predictions, write_predictions
 from lobule.evaluation.study import Study, findings
 from lobule.files import write_json
+from lobule.models.sources import resolve
 from lobule.progress import Progress, no_progress
 from lobule.reporting.study import study_report
 from lobule.run import claim, complete, refuse_taken
@@ -35,7 +36,7 @@ from lobule.training.finetune import Bench, check_tuning, tuned_out_of_fold
 from lobule.training.machine import Machine
 from lobule.training.recipe import Recipe
 from lobule.training.settings import make_recipe
-from lobule.workflow import Prepared, load_data, prepare
+from lobule.workflow import Prepared, data_request, held_out_rows, load_data, prepare
 
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 
@@ -50,6 +51,12 @@ class Plan:
     baseline: str
     folds: int = 5
     seeds: tuple[int, ...] = DEFAULT_SEEDS
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types."""
+        recipes = {name: recipe.to_json() for name, recipe in self.recipes.items()}
+        return {"study": recipes, "baseline": self.baseline, "folds": self.folds,
+                "seeds": list(self.seeds)}  # fmt: skip
 
 
 def read_plan(path: Path) -> Plan:
@@ -126,18 +133,18 @@ def study(
 ) -> Study:
     """Predict all images out of fold by every recipe under every seed, and hold them together.
 
-    All recipes have the same folds under one seed; a network of random weights is the same under
-    all. What was finished of an interrupted study is
-    kept, and the same call goes on from it. Other arguments and errors as `workflow.train`.
+    Of data with a test part only the rest is taken. All recipes have the same folds under one
+    seed; a network of random weights is the same under all. What was finished of an interrupted
+    study is kept, and the same call goes on from it. Other arguments and errors as
+    `workflow.train`.
     """
     refuse_taken(out)
     manifest = load_data(data, progress=progress)
+    # what is held out judges the recipe that is chosen here, so it has no say in choosing
+    manifest = manifest.where(~held_out_rows(manifest))
     ready = prepare(manifest, allow=allow, progress=progress)
-    labels, groups = ready.manifest.table["label"].tolist(), ready.groups.tolist()
-    for seed in plan.seeds:
-        fold = assign_folds(labels, groups, folds=plan.folds, seed=seed)
-        check_folds(ready.manifest, fold, groups)
-    claim(out, _request(plan, ready.manifest, allow))
+    _check(plan, ready)
+    claim(out, {**plan.to_json(), **data_request(manifest, allow)})
     predictions = {}
     for number, (name, recipe) in enumerate(plan.recipes.items(), 1):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -154,13 +161,25 @@ def study(
         folds=plan.folds,
         seeds=plan.seeds,
         baseline=plan.baseline,
-        recipes={name: recipe.to_json() for name, recipe in plan.recipes.items()},
+        recipes=plan.to_json()["study"],
         findings=findings(predictions, plan.baseline),
     )
     write_json(out / "study.json", found.to_json())
     study_report(found, out / "report.html")
     complete(out, versions())
     return found
+
+
+def _check(plan: Plan, ready: Prepared) -> None:
+    """Refuse what cannot be done before any of the long work."""
+    labels, groups = ready.manifest.table["label"].tolist(), ready.groups.tolist()
+    for recipe in plan.recipes.values():
+        resolve(recipe.backbone, tensors=False)
+    for seed in plan.seeds:
+        fold = assign_folds(labels, groups, folds=plan.folds, seed=seed)
+        check_folds(ready.manifest, fold, groups)
+        for recipe in plan.recipes.values():
+            check_tuning(ready.manifest, groups, fold, replace(recipe, seed=seed))
 
 
 def _predict(
@@ -190,7 +209,6 @@ def _predict(
                 source=f"pooled out-of-fold predictions, seed {seed}", progress=progress,
             )  # fmt: skip
             if recipe.tuning is not None:
-                check_tuning(manifest, groups, fold, seeded)
                 training = folder / "training" / str(seed)
                 bench = Bench(
                     manifest, tuple(groups), features, backbone, prep, seeded,
@@ -201,14 +219,3 @@ def _predict(
                 drop_checkpoints(training)
             write_predictions(found, files[seed])
     return [read_predictions(files[seed]) for seed in seeds]
-
-
-def _request(plan: Plan, manifest: Manifest, allow: Sequence[str]) -> dict[str, Any]:
-    return {
-        "study": {name: recipe.to_json() for name, recipe in plan.recipes.items()},
-        "baseline": plan.baseline,
-        "folds": plan.folds,
-        "seeds": list(plan.seeds),
-        "data_hash": manifest.data_hash,
-        "allow": sorted(allow),
-    }

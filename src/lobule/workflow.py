@@ -191,7 +191,7 @@ def train(
     check_tuning(learn.manifest, learn.groups.tolist(), fold, recipe)
     backbone = recipe.open_backbone()
     prep = recipe.preprocessing(backbone, learn.manifest)
-    claim(out, _request(manifest, recipe, allow))
+    claim(out, {"recipe": recipe.to_json(), **data_request(manifest, allow)})
 
     features = embed(ready.manifest, backbone, prep, cache=cache, progress=progress)
     seen, groups = features.where(~held_out), learn.groups.tolist()
@@ -319,13 +319,12 @@ def held_out_rows(manifest: Manifest) -> NDArray[np.bool_]:
     return rows
 
 
-def _request(manifest: Manifest, recipe: Recipe, allow: Sequence[str]) -> dict[str, Any]:
-    """Return what makes two runs the same: settings, images, and who and where they are."""
+def data_request(manifest: Manifest, allow: Sequence[str]) -> dict[str, Any]:
+    """Return what makes two runs of one recipe the same: images, and who and where they are."""
     columns = [c for c in ("path", "label", "patient", "slide", "split", "fold")
                if c in manifest.table]  # fmt: skip
     rows = manifest.table[columns].to_csv(index=False).encode()
     return {
-        "recipe": recipe.to_json(),
         "positive": manifest.positive,
         "data_hash": manifest.data_hash,
         "table_sha256": hashlib.sha256(rows).hexdigest(),
