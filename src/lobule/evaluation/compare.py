@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lobule.errors import DataError, name_some
 from lobule.evaluation.delong import delong
 from lobule.evaluation.intervals import (
@@ -19,7 +17,14 @@ from lobule.evaluation.intervals import (
     patient_bootstrap,
 )
 from lobule.evaluation.metrics import LOWER_IS_BETTER, confusion, decision_metrics, score_metrics
-from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, decide
+from lobule.evaluation.predictions import (
+    LEVELS,
+    Level,
+    Predictions,
+    at_level,
+    decide,
+    threshold_of,
+)
 
 SCHEMA = "lobule.compare/1"
 
@@ -141,11 +146,7 @@ def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
 
 def _figures(units: Predictions) -> Statistic:
     y, prob, k = units.y, units.probabilities(), len(units.classes)
-    threshold = None
-    if k == 2:
-        locked = "threshold" in units.table and units.table["threshold"].notna().all()
-        threshold = units.table["threshold"].to_numpy(dtype=np.float64) if locked else 0.5
-    decision = decide(prob, threshold)
+    decision = decide(prob, threshold_of(units))
     kept = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
 
     def statistic(weight: FloatArray) -> Mapping[str, FloatArray]:

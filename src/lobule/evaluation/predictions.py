@@ -120,6 +120,19 @@ def decide(
     return np.asarray(prob[:, 1] >= threshold, dtype=np.int64)
 
 
+def threshold_of(units: Predictions) -> NDArray[np.float64] | float | None:
+    """Return what `decide` takes: the operating point of each unit (n,), or 0.5 where one lacks it.
+
+    None with more than two classes, of which the most probable one is decided on.
+    """
+    if len(units.classes) > 2:
+        return None
+    if "threshold" not in units.table or units.table["threshold"].isna().any():
+        return 0.5
+    thresholds: NDArray[np.float64] = units.table["threshold"].to_numpy(dtype=np.float64)
+    return thresholds
+
+
 def write_predictions(predictions: Predictions, path: Path) -> None:
     """Write Parquet or CSV by the ending of `path`, atomically, floats to the last digit."""
     write_table(predictions.table, path)

@@ -22,7 +22,7 @@ from lobule.evaluation.intervals import (
     patient_bootstrap,
 )
 from lobule.evaluation.metrics import confusion, decision_metrics, roc_auc
-from lobule.evaluation.predictions import Level, Predictions, at_level, decide
+from lobule.evaluation.predictions import Level, Predictions, at_level, decide, threshold_of
 from lobule.inference.predictor import open_extractor, predict_with
 from lobule.models.bundle import Model
 from lobule.progress import Progress, no_progress
@@ -191,7 +191,7 @@ def _harms(
 def _figures(units: Predictions) -> Statistic:
     """Return ROC AUC and accuracy as a function of row weights."""
     y, prob, k = units.y, units.probabilities(), len(units.classes)
-    decision = decide(prob, _threshold(units))
+    decision = decide(prob, threshold_of(units))
     positives = [1] if k == 2 else range(k)
 
     def statistic(weight: FloatArray) -> dict[str, FloatArray]:
@@ -200,13 +200,3 @@ def _figures(units: Predictions) -> Statistic:
         return {"roc_auc": np.mean(aucs, axis=0), "accuracy": accuracy}
 
     return statistic
-
-
-def _threshold(units: Predictions) -> FloatArray | float | None:
-    """Return the operating point of each unit, 0.5 without one, None with more than two classes."""
-    if len(units.classes) > 2:
-        return None
-    if "threshold" not in units.table:
-        return 0.5
-    thresholds: FloatArray = units.table["threshold"].to_numpy(dtype=np.float64)
-    return thresholds
