@@ -23,6 +23,9 @@ Fingerprint = NDArray[np.float32]
 
 FINGERPRINT_SIZE = 206
 
+Fingerprints = Sequence[Fingerprint] | NDArray[np.float32] | Rows
+"""n of them, in memory or on disk, of which a slice can be taken."""
+
 MIN_CORRELATION = 0.75
 """Measured on 422 BreakHis fields at 100X: different fields stay below 0.48; re-encoded, resized,
 flipped and turned copies lie above 0.99, crops by 2% above 0.92; two fields that were photographed
@@ -94,7 +97,7 @@ def fingerprint(image: ImageArray) -> Fingerprint:
 
 
 def find_near_duplicates(
-    fingerprints: Sequence[Fingerprint] | NDArray[np.float32] | Rows,
+    fingerprints: Fingerprints,
     *,
     min_correlation: float = MIN_CORRELATION,
 ) -> list[NearDuplicate]:
@@ -124,9 +127,7 @@ def find_near_duplicates(
     return sorted(found, key=lambda pair: (pair.first, pair.second))
 
 
-def _tile(
-    values: Sequence[Fingerprint] | NDArray[np.float32] | Rows, start: int
-) -> NDArray[np.float32]:
+def _tile(values: Fingerprints, start: int) -> NDArray[np.float32]:
     return np.asarray(values[start : start + _TILE], dtype=np.float32)
 
 
@@ -179,7 +180,7 @@ def _invariants(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _candidates(
-    values: Sequence[Fingerprint] | NDArray[np.float32] | Rows, bound: float
+    values: Fingerprints, bound: float
 ) -> Iterator[tuple[int, int, NDArray[np.intp], NDArray[np.intp]]]:
     """Yield pairs whose invariants have a product >= bound, each pair once.
 

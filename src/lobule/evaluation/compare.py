@@ -29,6 +29,13 @@ from lobule.evaluation.predictions import (
 SCHEMA = "lobule.compare/1"
 
 
+def is_better(figure: str, difference: Interval) -> bool | None:
+    """Whether the first of two is the better one by their difference; None if that is not told."""
+    if not difference.leaves_out_0:
+        return None
+    return (difference.low > 0) != (figure in LOWER_IS_BETTER)
+
+
 @dataclass(frozen=True)
 class Difference:
     """One figure of both, and of the first less the second on the same redrawn patients."""
@@ -41,10 +48,8 @@ class Difference:
 
     def verdict(self, first: str, second: str) -> str:
         """Return which of the two, called by these names, is the better one."""
-        if not self.difference.leaves_out_0:
-            return "not told apart"
-        higher = self.difference.low > 0
-        return first if higher != (self.figure in LOWER_IS_BETTER) else second
+        better = is_better(self.figure, self.difference)
+        return "not told apart" if better is None else first if better else second
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from lobule.errors import DataError
+from lobule.evaluation.compare import is_better
 from lobule.evaluation.intervals import FloatArray, Interval, patient_bootstrap
-from lobule.evaluation.metrics import LOWER_IS_BETTER, score_metrics
+from lobule.evaluation.metrics import score_metrics
 from lobule.evaluation.predictions import Level, Predictions, at_level
 
 SCHEMA = "lobule.study/1"
@@ -41,10 +42,8 @@ class Finding:
         """Return "better", "worse" or "not told apart" from the baseline; "" of the baseline."""
         if self.difference is None:
             return ""
-        if not self.difference.leaves_out_0:
-            return "not told apart"
-        higher = self.difference.low > 0
-        return "better" if higher != (self.figure in LOWER_IS_BETTER) else "worse"
+        better = is_better(self.figure, self.difference)
+        return "not told apart" if better is None else "better" if better else "worse"
 
 
 @dataclass(frozen=True)
