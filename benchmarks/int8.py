@@ -22,8 +22,9 @@ from lobule.inference.agreement import auc_gain
 from lobule.inference.choice import Running
 from lobule.inference.predictor import open_extractor
 from lobule.models.bundle import load_model
-from lobule.training.crossfit import fit, operating_points
+from lobule.training.crossfit import fit, lock_on
 from lobule.training.features import gather
+from lobule.training.recipe import Recipe
 
 
 def main(run: Path) -> None:
@@ -48,13 +49,14 @@ def main(run: Path) -> None:
         fitted = fit(
             features["fp32"].where(train), y[train], groups[train].tolist(), n_classes=len(classes)
         )
-        points = operating_points(
-            manifest.where(train), classes, fitted.inner, sensitivity=0.95, source="inner folds"
-        )
+        locked = lock_on(
+            manifest.where(train), fitted.inner, groups[train].tolist(), Recipe(),
+            source="inner folds",
+        )  # fmt: skip
         for kind in kinds:
             prob = fitted.heads.probabilities(features[kind].where(test))["prob"]
             answers[kind][test] = prob
-            labels[kind][test] = decide(prob, points["image"].threshold)
+            labels[kind][test] = decide(prob, locked.points["image"].threshold)
     print("| features | largest difference | labels changed | image ROC AUC less that of fp32 |")
     print("| --- | --- | --- | --- |")
     for kind in kinds[1:]:

@@ -269,7 +269,7 @@ def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
     told("`run.json`", record["request"])
     model = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
     told("The model folder", model)
-    for part in ("preprocessing", "backbone", "training", "performance", "calibration"):
+    for part in ("preprocessing", "backbone", "training", "performance", "calibration", "sets"):
         told("The model folder", model[part])
     told("The model folder", model["operating_points"]["image"])
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -281,7 +281,7 @@ def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
     for name in level["metrics"]["roc_auc"]:
         assert f"`{name}`" in section("Files").split("### ")[0]
     columns = pd.read_parquet(folder / "predictions.parquet").columns
-    shown = {re.sub(r"^(prob|plain|colour|prior)_.+", r"\1_<class>", name) for name in columns}
+    shown = {re.sub(r"^(prob|plain|colour|prior|set)_.+", r"\1_<class>", name) for name in columns}
     told("Predictions (`.csv`, `.parquet`)", shown)
     for schema in re.findall(r'"(lobule\.\w+/\d+)"', "".join(p.read_text() for p in MODULES)):
         assert f"`{schema}`" in text

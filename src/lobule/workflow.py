@@ -56,7 +56,7 @@ from lobule.training.final import (
     describe_model,
     keep_frozen,
     keep_tuned,
-    lock_points,
+    lock_final,
     performance,
     versions,
     write_trainings,
@@ -218,8 +218,8 @@ def train(
         )  # fmt: skip
         learned = keep_tuned(bench, fold, learned, held_out=part)
         write_trainings(learned, bench)
-    points = lock_points(learn.manifest, learned.oof, recipe)
-    info = describe_model(learn.manifest, recipe, points, learned)
+    locked = lock_final(learn.manifest, groups, learned.oof, recipe)
+    info = describe_model(learn.manifest, recipe, locked, learned)
     model = make_model(info, learned.backbone, prep, learned.heads)
 
     identity = {"model": model.id, "weights": model.weights_sha256, "preprocessing": prep.id}
@@ -229,8 +229,8 @@ def train(
         predictions = make_predictions(
             part,
             model.info.classes,
-            learned.held_out,
-            {level: np.full(len(part), p.threshold) for level, p in points.items()},
+            locked.answers(learned.held_out),
+            locked.limits(),
             **identity,
             source=f"held-out {part.table['split'].iloc[0]} part",
         )

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lobule.errors import DataError, UsageError
-from lobule.evaluation.calibration import expected_calibration_error, reliability
+from lobule.evaluation.calibration import (
+    calibration_error_by_chance,
+    expected_calibration_error,
+    reliability,
+)
 
 
 def sample(seed, n=200, classes=2, decimals=None):
@@ -178,3 +182,19 @@ def test_reliability_refuses_scores_that_are_no_probabilities():
         reliability([0, 1], [0.1, 3.0])
     with pytest.raises(DataError, match="one score a row"):
         reliability([0, 1], [[0.1, 0.9]])
+
+
+def test_errors_by_chance_are_those_of_labels_drawn_from_the_probabilities():
+    rng = np.random.default_rng(3)
+    p = rng.random(300)
+    errors = calibration_error_by_chance(two_columns(p), draws=400)
+    drawn = [
+        expected_calibration_error((rng.random(300) < p).astype(int), two_columns(p))
+        for _ in range(400)
+    ]
+    assert errors.mean() == pytest.approx(np.mean(drawn), rel=0.03)
+    assert errors.std() == pytest.approx(np.std(drawn), rel=0.15)
+
+
+def test_certain_probabilities_have_no_error_by_chance():
+    assert calibration_error_by_chance(np.eye(3)[[0, 2, 1, 1]], draws=5).max() == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
 from lobule.errors import DataError, UsageError
-from lobule.evaluation.decision_curve import net_benefit, treat_all
+from lobule.evaluation.decision_curve import THRESHOLDS, decision_curve, net_benefit, treat_all
 
 CUTS = [0.05, 0.2, 0.5, 0.75, 0.99]
 
@@ -126,3 +126,19 @@ def test_thresholds_out_of_range_are_refused(cuts, message):
 def test_malformed_arrays_are_named(y, p, weight, message):
     with pytest.raises(DataError, match=message):
         net_benefit(y, p, CUTS, weight)
+
+
+def test_a_curve_has_the_net_benefit_at_each_threshold_and_the_gain_over_the_better_default():
+    rng = np.random.default_rng(5)
+    y = rng.integers(0, 2, 60)
+    p = np.clip(0.5 * y + rng.random(60) * 0.5, 0, 1)
+    patient = [f"P{i // 3}" for i in range(60)]
+    curve = decision_curve(y, p, patient, draws=50, seed=1)
+    assert [b.threshold for b in curve] == list(THRESHOLDS)
+    for benefit in curve:
+        model = net_benefit(y, p, [benefit.threshold]).item()
+        everyone = treat_all(y, [benefit.threshold]).item()
+        assert benefit.model.estimate == pytest.approx(model)
+        assert benefit.all.estimate == pytest.approx(everyone)
+        assert benefit.gain.estimate == pytest.approx(model - max(everyone, 0))
+        assert benefit.gain.low <= benefit.gain.high

@@ -12,6 +12,8 @@ from sklearn import metrics
 
 from lobule.data.manifest import Manifest, complete
 from lobule.errors import DataError
+from lobule.evaluation.brier import calibration_line
+from lobule.evaluation.decision_curve import net_benefit
 from lobule.evaluation.evaluate import Evaluation, evaluate
 from lobule.evaluation.intervals import patient_weights
 from lobule.evaluation.predictions import Predictions, make_predictions
@@ -35,16 +37,16 @@ def cohort(
         "magnification": np.where(patient < 10, 40.0, 100.0),
         "subtype": np.where(patient < 6, "few kinds", "another"),
     }
-    thresholds = {}
+    limits = {"set_quantile": 0.6}
     if k == 2:
-        thresholds = {level: np.full(len(y), 0.37) for level in ("image", "slide", "patient")}
+        limits |= dict.fromkeys(("threshold", "threshold_slide", "threshold_patient"), 0.37)
     frozen = {"frozen": rng.dirichlet(np.ones(k), len(y)) + 0.3 * np.eye(k)[y]} if tuned else {}
     return make_predictions(
         Manifest(Path(), complete(pd.DataFrame(rows))), tuple(classes),
         {"prob": prob, "plain": prob[::-1], "colour": np.full_like(prob, 1 / k),
          "prior": np.tile(np.bincount(y, minlength=k) / len(y), (len(y), 1))}
         | {kind: p / p.sum(axis=1, keepdims=True) for kind, p in frozen.items()},
-        thresholds, model="m-1", source="test part",
+        limits, model="m-1", source="test part",
     )  # fmt: skip
 
 
@@ -93,6 +95,48 @@ def test_intervals_of_patients_are_wider_than_those_of_images(found):
     patients = found.levels["image"].metrics["roc_auc"]
     assert patients.estimate == images.estimate
     assert patients.low != images.low
+
+
+def test_figures_of_calibration_are_those_of_their_functions(found):
+    predictions = cohort()
+    y, p = predictions.y, predictions.probabilities()[:, 1]
+    figures = found.levels["image"].metrics
+    line = calibration_line(y, p)
+    assert figures["calibration_slope"].estimate == pytest.approx(float(line["slope"]))
+    assert figures["calibration_intercept"].estimate == pytest.approx(float(line["intercept"]))
+    parts = [figures[f"brier_{n}"].estimate for n in ("reliability", "uncertainty", "within")]
+    whole = sum(parts) - figures["brier_resolution"].estimate
+    assert whole == pytest.approx(figures["brier"].estimate, abs=1e-12)
+    assert found.levels["patient"].metrics["calibration_slope"].draws == 200
+
+
+def test_the_error_of_a_perfect_model_stands_beside_the_calibration_error(found):
+    by_chance = found.levels["image"].metrics["ece_if_calibrated"]
+    assert 0 < by_chance.low < by_chance.estimate < by_chance.high < 0.5
+    assert "ece_if_calibrated" not in found.baselines["colour statistics"]["image"].metrics
+
+
+def test_sets_are_judged_per_image_with_every_patient_the_same(found):
+    table = cohort().table
+    crowded = pd.concat([table, *[table[table["patient"] == "P00"]] * 3], ignore_index=True)
+    crowded["path"] = [f"{i}.png" for i in range(len(crowded))]
+    again = evaluate(Predictions(crowded, ("benign", "malignant")), draws=20)
+    holds = np.where(table["label"] == "benign", table["set_benign"], table["set_malignant"])
+    for of in (found, again):
+        figures = of.levels["image"].metrics
+        assert figures["set_coverage"].estimate == pytest.approx(holds.mean())
+        assert figures["set_size"].estimate == pytest.approx(
+            table[["set_benign", "set_malignant"]].to_numpy().sum() / len(table)
+        )
+    assert "set_coverage" not in found.levels["patient"].metrics
+
+
+def test_decision_curves_are_of_two_classes_at_every_level(found):
+    assert set(found.decision_curve) == {"image", "slide", "patient"}
+    predictions = cohort()
+    expected = net_benefit(predictions.y, predictions.probabilities()[:, 1], [0.05]).item()
+    assert found.decision_curve["image"][0].model.estimate == pytest.approx(expected)
+    assert evaluate(cohort(classes=("a", "b", "c")), draws=20).decision_curve == {}
 
 
 def test_baselines_stand_at_every_level_and_the_majority_cannot_rank(found):

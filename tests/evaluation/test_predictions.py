@@ -33,7 +33,7 @@ def predictions(**changes):
         manifest,
         ("benign", "malignant"),
         {"prob": np.stack([1 - p, p], axis=1)},
-        {"image": np.full(6, 0.4), "slide": np.full(6, 0.3), "patient": np.full(6, 0.2)},
+        {"threshold": np.full(6, 0.4), "threshold_slide": 0.3, "threshold_patient": 0.2},
         model="m",
         source="here",
     )

@@ -53,6 +53,25 @@ def test_a_frozen_network_has_features_and_a_regression():
     assert "Network" not in facts
 
 
+def test_the_calibration_is_told_with_its_numbers():
+    record = copy.deepcopy(RECORD)
+    assert dict(card_facts(record))["Calibration"].startswith("none: ")
+    record["calibration"] = {"method": "temperature", "temperature": 1.23456, "source": "others"}
+    assert dict(card_facts(record))["Calibration"] == "temperature 1.235, fitted on others"
+    record["calibration"] = {"method": "isotonic", "steps": [[0, 0], [1, 1]], "source": "others"}
+    assert dict(card_facts(record))["Calibration"] == "isotonic, 2 steps, fitted on others"
+
+
+def test_sets_say_what_they_promise_or_that_patients_are_too_few():
+    record = copy.deepcopy(RECORD)
+    assert "Sets of classes" not in dict(card_facts(record))
+    record["sets"] = {"coverage": 0.9, "quantile": 0.75, "patients": 23, "source": "others"}
+    told = dict(card_facts(record))["Sets of classes"]
+    assert told.startswith("classes of probability 0.2500 or more; they hold the true one in 90%")
+    record["sets"]["quantile"] = None
+    assert "23 patients are too few" in dict(card_facts(record))["Sets of classes"]
+
+
 def test_a_record_of_before_tuning_is_of_a_frozen_network():
     record = changed()
     del record["training"]["tuning"]

@@ -125,13 +125,14 @@ def write_run(out, manifest, classes, *, allow, findings, inflation, seed, tuned
         }
         prob["prior"] = np.full(prob["prob"].shape, 1 / len(classes))
         spread = 0.4 + 0.02 * (np.arange(len(part)) % 3)
-        per_unit = {"image": spread, "slide": np.full(len(part), 0.42)}
-        thresholds = per_unit | {"patient": np.full(len(part), 0.44)} if len(classes) == 2 else {}
+        limits = {"set_quantile": 0.6}
+        if len(classes) == 2:
+            limits |= {"threshold": spread, "threshold_slide": 0.42, "threshold_patient": 0.44}
         return make_predictions(
             part,
             classes,
             prob,
-            thresholds,
+            limits,
             model=f"{name}-0123456789ab",
             weights="ab" * 32,
             preprocessing="0123456789ab",
@@ -287,7 +288,14 @@ def model_record(manifest, classes, evaluation, *, name):
         "created": "2026-01-02T03:14:15Z",
         "classes": list(classes),
         "operating_points": points if len(classes) == 2 else {},
-        "calibration": {"method": "none", "source": "as the head gives them"},
+        "calibration": {"method": "none", "source": "pooled out-of-fold scores"},
+        "sets": {
+            "coverage": 0.9,
+            "quantile": 0.6,
+            "patients": 12,
+            "source": "pooled out-of-fold scores",
+        },
+        "out_of_fold": {"quantiles": [k / 100 for k in range(101)], "source": "pooled out-of-fold"},
         "training": {
             "data_hash": manifest.data_hash,
             "n_images": len(manifest),

@@ -4,16 +4,21 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from lobule.evaluation.decision_curve import decision_curve
 from lobule.evaluation.intervals import Interval, patient_weights
+from lobule.evaluation.predictions import Predictions
 from lobule.reporting.figures import (
     BAND_DRAWS,
     Curve,
+    decision_curve_figure,
     leakage_figure,
     precision_recall_figure,
     reliability_figure,
+    risk_coverage_figure,
     roc_band,
     roc_figure,
 )
@@ -31,6 +36,15 @@ AUC = {
 }
 LABELS = {"image": "random images", "slide": "slides", "patient": "patients"}
 
+CURVE = decision_curve(Y, SCORE, PATIENT, draws=40, seed=0)
+UNITS = Predictions(
+    pd.DataFrame({
+        "path": [f"{i}.png" for i in range(60)], "label": np.array(["a", "b"])[Y],
+        "patient": PATIENT, "prob_a": 1 - SCORE, "prob_b": SCORE,
+    }),
+    ("a", "b"),
+)  # fmt: skip
+
 DRAWINGS = {
     "leakage": lambda: leakage_figure(AUC, LABELS),
     "roc": lambda: roc_figure(
@@ -38,6 +52,8 @@ DRAWINGS = {
     ),
     "pr": lambda: precision_recall_figure([MODEL, COLOUR], name="pr", point=(0.8, 0.7)),
     "reliability": lambda: reliability_figure([MODEL], name="reliability", unit="image"),
+    "benefit": lambda: decision_curve_figure(CURVE, name="benefit"),
+    "risk": lambda: risk_coverage_figure(UNITS, name="risk"),
 }
 
 
@@ -125,6 +141,19 @@ def test_the_reliability_drawing_tells_its_outer_bins():
     label = ET.fromstring(svg).attrib["aria-label"]
     assert "lowest bin said 0.10, was 0.00; highest bin said 0.70, was 1.00" in label
     assert "patients" in texts(svg)
+
+
+def test_the_decision_curve_tells_model_and_acting_on_all():
+    alt = ET.fromstring(DRAWINGS["benefit"]()).attrib["aria-label"]
+    at = next(b for b in CURVE if b.threshold == 0.2)
+    assert f"{at.model.estimate:.2f} at 0.2 (all: {at.all.estimate:.2f})" in alt
+    assert {"act on all", "act on none"} <= set(texts(DRAWINGS["benefit"]()))
+
+
+def test_the_risk_drawing_ends_at_the_error_rate_of_all():
+    wrong = ((SCORE > 0.5) != Y).mean()
+    alt = ET.fromstring(DRAWINGS["risk"]()).attrib["aria-label"]
+    assert alt.endswith(f"{wrong:.2f} of 1.")
 
 
 def test_the_band_is_the_quantile_of_the_curves_of_redrawn_patients():

@@ -256,7 +256,8 @@ def test_every_caption_of_figures_says_images_and_patients(page):
 
 def test_drawings_have_words_and_tables_have_scoped_headers(page):
     drawings = list(page.all("svg", class_="drawing"))
-    assert len(drawings) == 5
+    # leakage; of images ROC, precision, reliability, net benefit, errors; ROC of patients
+    assert len(drawings) == 7
     assert all(len(d.attributes["aria-label"]) > 60 for d in drawings)
     assert all(image.attributes["alt"] for image in page.all("img"))
     assert all(th.attributes.get("scope") for th in page.all("th"))
@@ -300,7 +301,12 @@ def test_three_classes_have_a_curve_each_and_no_operating_point(three):
     roc = page.one(id="curves").one("svg").attributes["aria-label"]
     assert re.findall(r"(\w[\w ]*): sensitivity", roc) == ["benign", "in situ", "malignant"]
     headings = [row.text for row in page.one("table", class_="results").all(class_="heading")]
-    assert headings == ["Ranking and probabilities (no threshold)", "Most probable class"]
+    assert headings == [
+        "Ranking and probabilities (no threshold)",
+        "Calibration",
+        "Sets of classes",
+        "Most probable class",
+    ]
     card = list(page.all(class_="card"))[3]
     balanced = evaluation.levels["image"].decisions[0].metrics["balanced_accuracy"]
     assert figures(card) == [balanced.estimate, balanced.low, balanced.high]

@@ -13,7 +13,7 @@ from lobule.data.splits import assign_folds
 from lobule.errors import DataError
 from lobule.evaluation.predictions import at_level
 from lobule.models.classifier import Features
-from lobule.training.crossfit import fit, operating_points, out_of_fold
+from lobule.training.crossfit import fit, lock_on, out_of_fold
 from lobule.training.recipe import Recipe
 
 
@@ -84,9 +84,10 @@ def test_operating_point_reaches_its_sensitivity_at_every_level(sensitivity):
     manifest, features = cohort(3)
     y = (manifest.table["label"] == "malignant").to_numpy().astype(int)
     fitted = fit(features, y, manifest.groups.tolist(), n_classes=2)
-    points = operating_points(
-        manifest, ("benign", "malignant"), fitted.inner, sensitivity=sensitivity, source="inner"
-    )
+    recipe = Recipe(sensitivity=sensitivity)
+    points = lock_on(
+        manifest, fitted.inner, manifest.groups.tolist(), recipe, source="inner"
+    ).points
     scored = predict(manifest, features, np.arange(len(y)) % 2)
     scored = type(scored)(
         scored.table.assign(prob_benign=fitted.inner[:, 0], prob_malignant=fitted.inner[:, 1]),

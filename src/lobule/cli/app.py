@@ -173,6 +173,9 @@ def train(
         float | None,
         typer.Option(help="Sensitivity that the locked operating point must reach; default: 0.95."),
     ] = None,
+    specificity: Annotated[
+        float | None, typer.Option(help="Specificity that it must reach instead.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the split and of all that is drawn; default: 0.")
     ] = None,
@@ -199,9 +202,12 @@ def train(
     from lobule.workflow import load_data
     from lobule.workflow import train as run
 
+    if sensitivity is not None and specificity is not None:
+        raise UsageError("--sensitivity and --specificity both say what the operating point is for",
+                         fix="give one of them")  # fmt: skip
     options = {
         "folds": folds, "backbone": backbone, "weights": weights, "long_side_px": size,
-        "epochs": epochs, "sensitivity": sensitivity, "seed": seed,
+        "epochs": epochs, "sensitivity": sensitivity, "specificity": specificity, "seed": seed,
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
     chosen = make_recipe(recipe, parse_settings(set_ or []) | given)
@@ -253,6 +259,8 @@ app.command(epilog="Example: lobule evaluate predictions.csv --manifest manifest
 app.command(epilog="Example: lobule compare run-a run-b")(saved.compare)
 
 app.command(epilog="Example: lobule stress run/model other-site -o stress")(saved.stress)
+
+app.command(epilog="Example: lobule external run/model other-site -o trial")(saved.external)
 
 
 @app.command(epilog="Example: lobule study recipes.toml photographs -o study")

@@ -61,6 +61,27 @@ def expected_calibration_error(
     return ratio(np.abs(w @ gap).sum(axis=-1), w.sum(axis=-1))
 
 
+def calibration_error_by_chance(
+    prob: ArrayLike, *, draws: int = 200, seed: int = 0, bins: int = 15
+) -> FloatArray:
+    """Return the errors (draws,) that prob would show if every probability were right.
+
+    prob: (n, K) float. Labels are drawn from it, each row by itself. What finds less than these
+    finds nothing: with few rows a perfect model has an error too. Images of one patient are alike,
+    so that the truth of a perfect model lies higher still.
+    Source: Bröcker & Smith, Weather and Forecasting 22 (2007), consistency resampling.
+    """
+    prob = probabilities(prob)
+    ends = np.cumsum(prob, axis=1)
+    generator = np.random.default_rng(seed)
+    errors = np.empty(draws)
+    for i in range(draws):
+        # the last end is 1 but for rounding, and no class lies beyond it
+        drawn = generator.random(len(prob))[:, None] >= ends[:, :-1]
+        errors[i] = expected_calibration_error(drawn.sum(axis=1), prob, bins=bins)
+    return errors
+
+
 def reliability(y: ArrayLike, p: ArrayLike, *, bins: int = 15) -> Reliability:
     """Return the reliability diagram of p, in the bins of `expected_calibration_error`.
 

@@ -75,16 +75,17 @@ def group_quantile(
     return float(score[order][enough[0]]) if enough.size else np.inf
 
 
-def prediction_sets(prob: ArrayLike, quantile: float) -> NDArray[np.bool_]:
+def prediction_sets(prob: ArrayLike, quantile: ArrayLike) -> NDArray[np.bool_]:
     """Return (n, K) bool: class k is in the set of a row iff 1 - prob[k] <= quantile.
 
-    prob: (n, K) float in [0, 1]. quantile: from `group_quantile`; inf puts every class in. A set
-    may be empty, where no class fits as well as the images calibrated on.
-    Raises UsageError if quantile is not a number.
+    prob: (n, K) float in [0, 1]. quantile: from `group_quantile`, one or (n,); inf puts every class
+    in. A set may be empty, where no class fits as well as the images calibrated on.
+    Raises UsageError if a quantile is not a number.
     """
-    if np.isnan(quantile):
+    quantile = np.asarray(quantile, dtype=np.float64)
+    if np.isnan(quantile).any():
         raise UsageError("the quantile of prediction sets is not a number")
-    return 1 - probabilities(prob) <= quantile
+    return 1 - probabilities(prob) <= quantile[..., None]
 
 
 def coverage(sets: ArrayLike, y: ArrayLike, weight: ArrayLike | None = None) -> FloatArray:

@@ -12,6 +12,10 @@ Source: Vickers & Elkin, Medical Decision Making 26 (2006).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -24,6 +28,51 @@ from lobule.evaluation.calibration import (
     row_weights,
     scores,
 )
+from lobule.evaluation.intervals import Interval, patient_bootstrap
+
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))
+"""Where a curve is computed: 0.05, 0.1 ... 0.95."""
+
+
+@dataclass(frozen=True)
+class Benefit:
+    """Net benefit at one threshold: of acting by the model, of acting on all, and the gain.
+
+    gain: of the model over the better of acting on all and on none, on the same redrawn patients.
+    """
+
+    threshold: float
+    model: Interval
+    all: Interval
+    gain: Interval
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Benefit:
+        """Rebuild from what `Evaluation.to_json` makes of it."""
+        parts = {name: Interval.from_json(record[name]) for name in ("model", "all", "gain")}
+        return cls(record["threshold"], **parts)
+
+
+def decision_curve(
+    y: ArrayLike, p: ArrayLike, patient: Sequence[object], *, draws: int, seed: int
+) -> list[Benefit]:
+    """Return the net benefit at each of THRESHOLDS, with intervals by patient.
+
+    patient: (n,) names. draws, seed: of `intervals.patient_bootstrap`.
+    """
+
+    def statistic(weight: FloatArray) -> dict[str, FloatArray]:
+        model, everyone = net_benefit(y, p, THRESHOLDS, weight), treat_all(y, THRESHOLDS, weight)
+        gain = model - np.maximum(everyone, 0)
+        return {
+            f"{name} {t}": values[..., i]
+            for name, values in (("model", model), ("all", everyone), ("gain", gain))
+            for i, t in enumerate(THRESHOLDS)
+        }
+
+    found = patient_bootstrap(statistic, patient, draws=draws, seed=seed)
+    return [Benefit(t, found[f"model {t}"], found[f"all {t}"], found[f"gain {t}"])
+            for t in THRESHOLDS]  # fmt: skip
 
 
 def net_benefit(

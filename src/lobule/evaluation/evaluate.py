@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from lobule.data.findings import FEW_PATIENTS
 from lobule.errors import DataError
+from lobule.evaluation.calibration import calibration_error_by_chance
+from lobule.evaluation.decision_curve import Benefit, decision_curve
 from lobule.evaluation.intervals import (
     FloatArray,
     Interval,
@@ -25,13 +27,15 @@ from lobule.evaluation.intervals import (
 from lobule.evaluation.metrics import (
     confusion,
     decision_metrics,
+    probability_metrics,
     roc_auc,
     score_metrics,
+    set_metrics,
     why_undefined,
 )
 from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, decide
 
-SCHEMA = "lobule.evaluation/2"
+SCHEMA = "lobule.evaluation/3"
 
 DRAWS = 2000
 
@@ -88,7 +92,8 @@ class Evaluation:
     source: the data and split the figures are of. plain: image level without averaging over
     views. baselines: by name (those of BASELINES that there are predictions of), then by level.
     gain: ROC AUC of the model less that of a baseline on the same redrawn patients, by name, then
-    by level; not of the majority, which ranks nothing.
+    by level; not of the majority, which ranks nothing. decision_curve: net benefit by level, of two
+    classes; empty with more.
     """
 
     classes: tuple[str, ...]
@@ -102,6 +107,7 @@ class Evaluation:
     baselines: dict[str, dict[Level, LevelFigures]]
     gain: dict[str, dict[Level, Interval]]
     subgroups: list[Subgroup]
+    decision_curve: dict[Level, list[Benefit]]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types with a schema; undefined figures are None with a reason."""
@@ -127,6 +133,10 @@ class Evaluation:
                 Subgroup(**{**group, "metrics": _intervals(group["metrics"])})
                 for group in record["subgroups"]
             ]
+            fields["decision_curve"] = {
+                level: [Benefit.from_json(benefit) for benefit in benefits]
+                for level, benefits in record["decision_curve"].items()
+            }
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"evaluation cannot be read: {error!r}") from error
@@ -171,6 +181,13 @@ def evaluate(predictions: Predictions, *, draws: int = DRAWS, seed: int = 0) -> 
             for column in ("subtype", "magnification")
             for group in _subgroups(predictions, column, draws, seed)
         ],
+        decision_curve={
+            level: decision_curve(
+                of.y, of.probabilities()[:, 1], of.groups.tolist(), draws=draws, seed=seed
+            )
+            for level, of in units.items()
+            if len(predictions.classes) == 2
+        },
     )
 
 
@@ -180,15 +197,24 @@ def _level(
     y, prob = units.y, units.probabilities(kind)
     k = len(units.classes)
     rules = _rules(units, prob, locked=kind in ("prob", "plain"))
+    sets = units.sets if kind == "prob" else None
+    # the promise of sets is for patients who each count the same
+    share = 1 / units.groups.map(units.groups.value_counts()).to_numpy(dtype=np.float64)
 
     def statistic(weight: FloatArray) -> dict[str, FloatArray]:
         values = score_metrics(y, prob, weight)
+        if kind == "prob":
+            values |= probability_metrics(y, prob, weight)
+        if sets is not None:
+            values |= set_metrics(y, sets, share, weight)
         for rule, (_, decision) in rules.items():
             scored = decision_metrics(confusion(y, decision, k, weight))
             values |= {f"{rule}/{name}": value for name, value in scored.items()}
         return values
 
     found = patient_bootstrap(statistic, units.groups, draws=draws, seed=seed)
+    if kind == "prob":
+        found["ece_if_calibrated"] = _by_chance(prob)
     first = next(iter(rules.values()))[1]
     decisions = [
         Decisions(
@@ -218,6 +244,13 @@ def _level(
         },
         decisions=decisions,
     )
+
+
+def _by_chance(prob: FloatArray) -> Interval:
+    """Return the calibration error of a perfect model, and where 95% of such errors lie."""
+    errors = calibration_error_by_chance(prob)
+    low, high = np.quantile(errors, [0.025, 0.975])
+    return Interval(float(errors.mean()), float(low), float(high), len(errors), 0)
 
 
 Rule = tuple[tuple[float, float] | None, NDArray[np.int64]]
@@ -297,7 +330,7 @@ def _one(table: pd.DataFrame, column: str) -> str:
 def _plain(value: object) -> Any:  # noqa: ANN401  whatever JSON holds
     if isinstance(value, Interval):
         return value.to_json()
-    if isinstance(value, Decisions | LevelFigures | Subgroup):
+    if isinstance(value, Decisions | LevelFigures | Subgroup | Benefit):
         return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

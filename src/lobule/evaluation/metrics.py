@@ -16,6 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lobule.errors import DataError, UsageError
+from lobule.evaluation.brier import (
+    brier_decomposition,
+    calibration_in_the_large,
+    calibration_line,
+)
 from lobule.evaluation.calibration import (
     FloatArray,
     class_labels,
@@ -25,6 +30,8 @@ from lobule.evaluation.calibration import (
     row_weights,
     scores,
 )
+from lobule.evaluation.conformal import coverage, mean_size
+from lobule.evaluation.selective import area_under_risk_coverage
 
 LOWER_IS_BETTER = frozenset({"brier", "ece"})
 """Of the figures here; of all others a higher one is better."""
@@ -182,6 +189,47 @@ def score_metrics(
     }
 
 
+def probability_metrics(
+    y: ArrayLike, prob: ArrayLike, weight: ArrayLike | None = None
+) -> dict[str, FloatArray]:
+    """Whether probabilities prob (n, K) mean what they say, each of shape (...).
+
+    aurc: see `selective.area_under_risk_coverage`. Two classes add what the Brier score is made of
+    (brier_reliability, brier_resolution, brier_uncertainty, brier_within), calibration_slope,
+    calibration_intercept and calibration_in_the_large, all as `evaluation.brier` says.
+    """
+    prob = probabilities(prob)
+    found = {"aurc": area_under_risk_coverage(y, prob, weight=weight)}
+    if prob.shape[1] > 2:
+        return found
+    p = prob[:, 1]
+    parts = brier_decomposition(y, p, weight)
+    line = calibration_line(y, p, weight)
+    return {
+        **{f"brier_{name}": value for name, value in parts.items()},
+        "calibration_slope": line["slope"],
+        "calibration_intercept": line["intercept"],
+        "calibration_in_the_large": calibration_in_the_large(y, p, weight),
+        **found,
+    }
+
+
+def set_metrics(
+    y: ArrayLike, sets: NDArray[np.bool_], share: FloatArray, weight: ArrayLike | None = None
+) -> dict[str, FloatArray]:
+    """Coverage and size of sets (n, K) of classes, and how many hold one class only.
+
+    share: (n,) > 0, what each row counts for, such as one over the images of its patient.
+    """
+    w = row_weights(weight, len(share)) * share
+    one = sets.sum(axis=1) == 1
+    return {
+        "set_coverage": coverage(sets, y, w),
+        "set_size": mean_size(sets, w),
+        "set_single": ratio(w @ one, w.sum(axis=-1)),
+    }
+
+
 def all_metrics(
     y: ArrayLike, prob: ArrayLike, decision: ArrayLike, weight: ArrayLike | None = None
 ) -> dict[str, FloatArray]:
@@ -190,6 +238,12 @@ def all_metrics(
     return score_metrics(y, prob, weight) | decision_metrics(
         confusion(y, decision, n_classes, weight)
     )
+
+
+_OF_ANY = (
+    *(f"brier_{part}" for part in ("reliability", "resolution", "uncertainty", "within")),
+    *("set_coverage", "set_size", "set_single"),
+)
 
 
 def why_undefined(name: str, y: ArrayLike, decision: ArrayLike, class_names: Sequence[str]) -> str:
@@ -209,7 +263,12 @@ def why_undefined(name: str, y: ArrayLike, decision: ArrayLike, class_names: Seq
         **dict.fromkeys(
             ("roc_auc", "average_precision", "balanced_accuracy"), f"no {absent} image"
         ),
-        **dict.fromkeys(("brier", "ece", "accuracy"), "no image"),
+        **dict.fromkeys(("brier", "ece", "accuracy", "aurc", *_OF_ANY), "no image"),
+        **dict.fromkeys(
+            ("calibration_slope", "calibration_intercept"),
+            f"no {absent} image" if absent else "a threshold parts the classes, so no line is best",
+        ),
+        "calibration_in_the_large": f"no {absent} image",
         "sensitivity": f"no {class_names[1]} image",
         "specificity": f"no {class_names[0]} image",
         "precision": f"no image was called {class_names[1]}",

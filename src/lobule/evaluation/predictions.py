@@ -6,10 +6,12 @@ Columns, one row an image:
     label, patient, slide, magnification, subtype   where known
     prob_<class> ...        mean over the eight views; rows sum to 1
     plain_<class> ...       the plain view alone
+    raw_<class> ...         prob before it was recalibrated, if it was
     colour_<class> ...      baseline that sees colour statistics only
     frozen_<class> ...      of a tuned network: a linear head on the same network before tuning
     prior_<class> ...       baseline that sees nothing: class shares of the training images
     threshold, threshold_slide, threshold_patient   operating point locked before (two classes)
+    set_<class> ...         whether the class is in the set that holds the true one at a stated rate
     decision                class at the operating point (two classes) or of highest probability
     model, weights, preprocessing, source           identity: who said so, and on what data
 """
@@ -28,13 +30,14 @@ from numpy.typing import NDArray
 
 from lobule.data.manifest import Manifest, class_indices, groups_of, order_classes
 from lobule.errors import DataError, name_some, show
+from lobule.evaluation.conformal import prediction_sets
 from lobule.files import table_kind, write_table
 
 Level = Literal["image", "slide", "patient"]
 
 LEVELS: tuple[Level, ...] = ("image", "slide", "patient")
 
-KINDS = ("prob", "plain", "frozen", "colour", "prior")
+KINDS = ("prob", "plain", "raw", "frozen", "colour", "prior")
 """Prefixes of the probability columns."""
 
 TEXT = ("path", "label", "patient", "slide", "subtype")
@@ -69,6 +72,15 @@ class Predictions:
         return all(f"{kind}_{name}" in self.table for name in self.classes)
 
     @property
+    def sets(self) -> NDArray[np.bool_] | None:
+        """Return which classes are in the set of each image, (n, K), if the table says so."""
+        columns = [f"set_{name}" for name in self.classes]
+        if not all(column in self.table for column in columns):
+            return None
+        members: NDArray[np.bool_] = self.table[columns].to_numpy(dtype=np.bool_)
+        return members
+
+    @property
     def y(self) -> NDArray[np.int64]:
         """Class index of each image's label, (n,)."""
         return class_indices(self.table["label"], self.classes)
@@ -88,22 +100,25 @@ def make_predictions(
     manifest: Manifest,
     classes: tuple[str, ...],
     probabilities: dict[str, NDArray[np.float64]],
-    thresholds: dict[Level, NDArray[np.float64]],
+    limits: Mapping[str, NDArray[np.float64] | float],
     **identity: str,
 ) -> Predictions:
     """Put the table together.
 
-    probabilities: by kind (see KINDS), each (n, K). thresholds: by level, each (n,); empty with
-    more than two classes. identity: model, weights, preprocessing and source.
+    probabilities: by kind (see KINDS), each (n, K). limits: as `locked.Locked.limits` names them,
+    each (n,) or the same for all images; no thresholds with more than two classes. identity:
+    model, weights, preprocessing and source.
     """
     columns: dict[str, Any] = {"path": manifest.table["path"]}
     columns.update({name: manifest.table[name] for name in KNOWN})
     for kind, values in probabilities.items():
         columns.update({f"{kind}_{name}": values[:, k] for k, name in enumerate(classes)})
-    for level, values in thresholds.items():
-        columns["threshold" if level == "image" else f"threshold_{level}"] = values
+    columns.update({k: v for k, v in limits.items() if k.startswith("threshold")})
     prob = probabilities["prob"]
-    index = decide(prob, thresholds.get("image"))
+    if "set_quantile" in limits:
+        sets = prediction_sets(prob, limits["set_quantile"])
+        columns.update({f"set_{name}": sets[:, k] for k, name in enumerate(classes)})
+    index = decide(prob, limits.get("threshold"))
     columns["decision"] = np.array(classes)[index]
     return Predictions(pd.DataFrame({**columns, **identity}), classes)
 

@@ -14,7 +14,8 @@ from lobule.data.images import N_VIEWS
 from lobule.data.manifest import Manifest
 from lobule.data.scan import scan_files
 from lobule.errors import DataError, show
-from lobule.evaluation.predictions import LEVELS, Predictions, make_predictions
+from lobule.evaluation.locked import Locked
+from lobule.evaluation.predictions import Predictions, make_predictions
 from lobule.inference.choice import Running, choose_engine
 from lobule.models.bundle import Model
 from lobule.models.classifier import Features, Matrix
@@ -101,19 +102,14 @@ def predict_with(
         first = next(iter(failed))
         raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")
     images = images.where(done)
-    points = model.info.operating_points
-    if extractor.views != N_VIEWS and points:
+    locked = Locked.of(model.info)
+    if extractor.views != N_VIEWS and locked.points:
         _log.warning("the operating point was chosen on the mean of %d views, not on one", N_VIEWS)
-    thresholds = {
-        level: np.full(len(images), points[level]["threshold"])
-        for level in LEVELS
-        if level in points
-    }
     predictions = make_predictions(
         images,
         model.info.classes,
-        {kind: values[done] for kind, values in found.items()},
-        thresholds,
+        locked.answers({kind: values[done] for kind, values in found.items()}),
+        locked.limits(),
         model=model.id,
         weights=model.weights_sha256,
         preprocessing=model.preprocessing.id,

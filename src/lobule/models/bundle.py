@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -44,7 +44,9 @@ class ModelInfo:
     classes: names in the order of the probabilities; of two, the last is the positive class.
     operating_points: by level (image, slide, patient): threshold, target, value, achieved, source;
         empty with more than two classes.
-    calibration: method and source.
+    calibration: method, its numbers and source. sets: coverage asked for, quantile (None: every
+    class is in), patients and source. out_of_fold: quantiles of the scores, and source; both empty
+    in models of before.
     training: data hash, counts, seed and settings. performance: the figures of the card.
     """
 
@@ -56,6 +58,8 @@ class ModelInfo:
     training: dict[str, Any]
     performance: dict[str, Any]
     versions: dict[str, str]
+    sets: dict[str, Any] = field(default_factory=dict)
+    out_of_fold: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,12 @@ def open_model(folder: Path) -> Model:
     with _complete(folder):
         tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
         heads = {k: _as_array(v) for k, v in tensors.items() if not _is_backbone(k)}
-        fields: dict[str, Any] = {key: record[key] for key in ModelInfo.__dataclass_fields__}
+        # models of before lack what has a default
+        fields: dict[str, Any] = {
+            key: record[key]
+            for key, of in ModelInfo.__dataclass_fields__.items()
+            if key in record or of.default_factory is MISSING
+        }
         info = ModelInfo(**fields | {"classes": tuple(record["classes"])})
         spec = {k: v for k, v in record["preprocessing"].items() if k != "id"}
         preprocessing = Preprocessing.from_json(spec)

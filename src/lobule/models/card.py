@@ -61,7 +61,8 @@ def card_facts(record: Mapping[str, Any]) -> list[Fact]:
         ("By class", classes),
         ("Figures of", str(record["performance"]["source"])),
         *_operating_points(record),
-        ("Calibration", f"{record['calibration']['method']} ({record['calibration']['source']})"),
+        ("Calibration", _calibration(record["calibration"])),
+        *_sets(record),
         (
             "Input",
             f"whole image, {_size(prep)}, {prep['interpolation']} interpolation, no crop; "
@@ -143,6 +144,33 @@ def _operating_points(record: Mapping[str, Any]) -> list[Fact]:
         )
         for level, point in points.items()
     ]
+
+
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    method, source = calibration["method"], calibration["source"]
+    if method == "none":
+        return "none: probabilities are as the head gives them"
+    if method == "temperature":
+        return f"temperature {calibration['temperature']:.3f}, fitted on {source}"
+    return f"{method}, {len(calibration['steps'])} steps, fitted on {source}"
+
+
+def _sets(record: Mapping[str, Any]) -> Iterator[Fact]:
+    """Yield what the sets of classes promise; models of before have none."""
+    if not (sets := record.get("sets")):
+        return
+    if sets["quantile"] is None:
+        told = (
+            f"every class is in every set: {count(sets['patients'], 'patient')} are too few to "
+            f"promise the true class in {sets['coverage']:.0%} of images"
+        )
+    else:
+        told = (
+            f"classes of probability {1 - sets['quantile']:.4f} or more; they hold the true one in "
+            f"{sets['coverage']:.0%} of images or more, on average over new patients like those of "
+            f"the {sets['source']}"
+        )
+    yield "Sets of classes", told
 
 
 def _unknown(training: Mapping[str, Any]) -> str:

@@ -19,7 +19,10 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from lobule.errors import show
 from lobule.evaluation.calibration import FloatArray, reliability
+from lobule.evaluation.decision_curve import Benefit
 from lobule.evaluation.intervals import Interval, patient_weights
+from lobule.evaluation.predictions import Predictions
+from lobule.evaluation.selective import risk_coverage
 from lobule.reporting.drawing import COLOURS, STYLE, to_svg
 
 _SERIES = tuple(
@@ -168,6 +171,66 @@ def reliability_figure(curves: Sequence[Curve], *, name: str, unit: str) -> str:
         axes.legend(loc="upper left")
         alt = f"Reliability: observed frequency by predicted probability. {'; '.join(told)}."
         return to_svg(figure, name, alt)
+
+
+def decision_curve_figure(curve: Sequence[Benefit], *, name: str) -> str:
+    """Net benefit by threshold: of the model with its 95% band, of acting on all, and on none."""
+    x = [benefit.threshold for benefit in curve]
+    model = np.array([(b.model.estimate, b.model.low, b.model.high) for b in curve]).T
+    everyone = [benefit.all.estimate for benefit in curve]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.fill_between(x, model[1], model[2], color=COLOURS["c0"], alpha=0.22, lw=0)
+        axes.plot(x, model[0], color=COLOURS["c0"], lw=1.8, label="model, 95% band")
+        axes.plot(x, everyone, color=COLOURS["muted"], lw=1.1, ls=_BASELINES[0], label="act on all")
+        axes.axhline(0, color=COLOURS["muted"], lw=0.8, ls=":", label="act on none")
+        top = float(np.nanmax([*model[2], everyone[0]]))
+        axes.set(xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top))
+        axes.set(xlabel="probability from which one acts", ylabel="net benefit")
+        axes.grid()
+        axes.legend(loc="lower left")
+        told = ", ".join(
+            f"{b.model.estimate:.2f} at {b.threshold:g} (all: {b.all.estimate:.2f})"
+            for b in curve[3::4]
+        )
+        return to_svg(figure, name, f"Net benefit by threshold, of the model: {told}.")
+
+
+def risk_coverage_figure(units: Predictions, *, name: str) -> str:
+    """Share of errors among the images answered, by how many are answered, with its 95% band.
+
+    The surest are answered first; the dotted line is the share of errors when all are.
+    """
+    y, prob = units.y, units.probabilities()
+    covered, risk = risk_coverage(y, prob)
+
+    def at_grid(weight: FloatArray) -> FloatArray:
+        some, errors = risk_coverage(y, prob, weight=weight)
+        seen = np.isfinite(errors)
+        return np.interp(_GRID, some[seen], errors[seen])
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        if units.groups.nunique() > 1:
+            drawn = [
+                at_grid(weight)
+                for weights in patient_weights(units.groups.tolist(), draws=BAND_DRAWS)
+                for weight in weights
+            ]
+            band = np.quantile(drawn, [0.025, 0.975], axis=0)
+            axes.fill_between(_GRID, *band, color=COLOURS["c0"], alpha=0.22, lw=0, label="95% band")
+        axes.plot(covered, risk, color=COLOURS["c0"], lw=1.8, label="model")
+        axes.axhline(risk[-1], color=COLOURS["muted"], lw=0.8, ls=":", label="all answered")
+        axes.set(xlim=(0, 1.02), ylim=(0, None))
+        axes.set(xlabel="share answered, surest first", ylabel="share of errors among them")
+        axes.grid()
+        axes.legend(loc="upper left")
+        told = ", ".join(
+            f"{np.interp(share, covered, risk):.2f} of {share:g}" for share in (0.25, 0.5, 0.75, 1)
+        )
+        return to_svg(figure, name, f"Share of errors among the images answered: {told}.")
 
 
 def roc_band(

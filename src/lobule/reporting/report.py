@@ -68,6 +68,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
             **_training(saved),
             title=title,
             created=created,
+            coverage=float(saved.model["sets"]["coverage"]),
             card=card,
             versions=versions,
             run=facts,
@@ -159,15 +160,15 @@ def _figures(saved: Saved) -> dict[str, Any]:
     drawn = None
     if any(math.isfinite(value.estimate) for value in leakage.auc.values()):
         drawn = Markup(figures.leakage_figure(leakage.auc, SPLIT_NAMES))
-    plots = [*_level_plots(saved, "image")]
+    plots = [*level_plots(evaluation, saved.predictions, "image")]
     if evaluation.patients_known:
-        plots += _level_plots(saved, "patient")[:1]
+        plots += level_plots(evaluation, saved.predictions, "patient")[:1]
     return {"leakage_figure": drawn, "split_names": SPLIT_NAMES, "plots": plots}
 
 
-def _level_plots(saved: Saved, level: Level) -> list[Plot]:
-    evaluation = saved.evaluation
-    units = at_level(saved.predictions, level)
+def level_plots(evaluation: Evaluation, predictions: Predictions, level: Level) -> list[Plot]:
+    """Return the drawings of one level of labelled images: ROC first, reliability third."""
+    units = at_level(predictions, level)
     of = f"{basis(evaluation)}."
     curves = _curves(units, "prob", "model")
     titles = [
@@ -188,16 +189,27 @@ def _level_plots(saved: Saved, level: Level) -> list[Plot]:
         who = "patients" if evaluation.patients_known else "images"
         said = f" Band: pointwise 95%, {who} redrawn."
     roc_point, pr_point, marked = _points(evaluation, level)
+    before = _curves(units, "raw", "before calibration") if units.has("raw") else []
     draw = [
         figures.roc_figure([*curves, *compared], name=f"roc-{level}", band=band, point=roc_point),
         figures.precision_recall_figure([*curves, *compared], name=f"pr-{level}", point=pr_point),
-        figures.reliability_figure(curves, name=f"reliability-{level}", unit=level),
+        figures.reliability_figure([*curves, *before], name=f"reliability-{level}", unit=level),
     ]
     captions = [
         of + said + marked,
         f"{of} Dotted: share of the class, which guessing reaches.{marked}",
         f"{of} Every mark is of as many {level}s; bars count {level}s by steps of 0.05.",
     ]
+    if curve := evaluation.decision_curve.get(level):
+        titles.append(f"Net benefit, per {level}")
+        draw.append(figures.decision_curve_figure(curve, name=f"benefit-{level}"))
+        captions.append(
+            f"{of} In true positives per {level}, a false one counting as the odds of the "
+            "probability; at the share of positives among these, which is not that of a clinic."
+        )
+    titles.append(f"Errors by how many are answered, per {level}")
+    draw.append(figures.risk_coverage_figure(units, name=f"risk-{level}"))
+    captions.append(f"{of} Answers are the most probable class; the least sure are left out first.")
     return [
         Plot(title, caption, Markup(svg))
         for title, caption, svg in zip(titles, captions, draw, strict=True)

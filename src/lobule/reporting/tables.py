@@ -19,6 +19,18 @@ METRICS = {
     "average_precision": "average precision",
     "brier": "Brier score (lower is better)",
     "ece": "calibration error, ECE (lower is better)",
+    "ece_if_calibrated": "calibration error if every probability were right",
+    "calibration_slope": "calibration slope (1 if calibrated, less if too sure)",
+    "calibration_intercept": "calibration intercept (0 if calibrated)",
+    "calibration_in_the_large": "calibration in the large (0 if calibrated)",
+    "brier_reliability": "Brier score: reliability (lower is better)",
+    "brier_resolution": "Brier score: resolution (higher is better)",
+    "brier_uncertainty": "Brier score: uncertainty (of the images, not of the model)",
+    "brier_within": "Brier score: within bins",
+    "aurc": "error rate averaged over coverage (lower is better)",
+    "set_coverage": "sets that hold the true class",
+    "set_size": "classes in a set, mean",
+    "set_single": "sets of one class",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "sensitivity": "sensitivity",
@@ -179,12 +191,17 @@ def _auc(units: Predictions, seed: int) -> Interval | None:
 def result_groups(evaluation: Evaluation, levels: Iterable[Level]) -> list[Group]:
     """Return every figure of the model: those of the ranking, then those of each decision rule."""
     figures = [evaluation.levels[level] for level in levels]
-    ranking = [
-        (METRICS[name], [level.metrics[name] for level in figures])
-        for name in METRICS
-        if name in figures[0].metrics
+    groups = [
+        Group(heading, None, rows)
+        for heading, names in _HEADINGS.items()
+        if (
+            rows := [
+                (METRICS[name], [level.metrics.get(name, _NOT_HERE) for level in figures])
+                for name in names
+                if name in figures[0].metrics
+            ]
+        )
     ]
-    groups = [Group("Ranking and probabilities (no threshold)", None, ranking)]
     for rule in (decision.rule for decision in figures[0].decisions):
         decisions = [decision_of(level, rule) for level in figures]
         rows = [
@@ -196,6 +213,14 @@ def result_groups(evaluation: Evaluation, levels: Iterable[Level]) -> list[Group
         groups.append(Group(rule_name(rule), thresholds if any(thresholds) else None, rows))
     return groups
 
+
+_HEADINGS = {
+    "Ranking and probabilities (no threshold)": ("roc_auc", "average_precision", "brier", "aurc"),
+    "Calibration": tuple(n for n in METRICS if n.startswith(("ece", "calibration_", "brier_"))),
+    "Sets of classes": tuple(name for name in METRICS if name.startswith("set_")),
+}
+
+_NOT_HERE = Interval(nan, nan, nan, 0, 0, "sets are of images")
 
 _NO_RULE = Interval(nan, nan, nan, 0, 0, "no threshold could be chosen at this level")
 

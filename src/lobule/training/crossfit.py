@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from lobule.data.manifest import Manifest, class_indices
 from lobule.errors import DataError
-from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, make_predictions
-from lobule.evaluation.thresholds import OperatingPoint, choose_threshold
+from lobule.evaluation.locked import Locked, lock
+from lobule.evaluation.predictions import Predictions, make_predictions
 from lobule.models.classifier import Features, Heads, Matrix
 from lobule.progress import Progress, no_progress
 from lobule.training.head import fit_head, fit_plain
@@ -57,36 +57,15 @@ def fit(
     return Fitted(heads, tissue.strength, tissue.inner)
 
 
-def operating_points(
-    manifest: Manifest,
-    classes: tuple[str, ...],
-    prob: Matrix,
-    *,
-    sensitivity: float,
-    source: str,
-) -> dict[Level, OperatingPoint]:
-    """Choose the threshold of each level on honest scores of labelled images.
+def lock_on(
+    manifest: Manifest, prob: Matrix, groups: Sequence[str], recipe: Recipe, *, source: str
+) -> Locked:
+    """Settle what the recipe asks for on honest scores of labelled images; see `locked.lock`.
 
-    prob: (n, K) from heads that had not seen the image's patient. Returns nothing with more than
-    two classes, for which no single threshold is defined, and leaves out a level at which all
-    units are of one class.
+    prob: (n, K) from heads that had not seen the image's patient.
     """
-    if len(classes) != 2:
-        return {}
-    scored = make_predictions(manifest, classes, {"prob": prob}, {}, source=source)
-    points: dict[Level, OperatingPoint] = {}
-    for level in LEVELS:
-        units = at_level(scored, level)
-        y, positive = units.y, units.probabilities()[:, 1]
-        if len(np.unique(y)) < 2:
-            # where every patient has images of both classes, no patient is negative
-            continue
-        threshold = choose_threshold(y, positive, sensitivity=sensitivity)
-        achieved = float((positive[y == 1] >= threshold).mean())
-        points[level] = OperatingPoint(
-            threshold, "sensitivity", sensitivity, achieved, source, level
-        )
-    return points
+    scored = make_predictions(manifest, manifest.classes, {"prob": prob}, {}, source=source)
+    return lock(scored, groups, recipe.targets, source=source)
 
 
 def out_of_fold(
@@ -99,7 +78,7 @@ def out_of_fold(
     source: str,
     progress: Progress = no_progress,
 ) -> Predictions:
-    """Predict every image by heads fitted without its fold, at thresholds chosen without it.
+    """Predict every image by heads fitted without its fold, at settings locked without it.
 
     fold: (n,) fold of each image. groups: (n,) what the inner folds keep together; for an honest
     result both are by patient. source: what the figures are of, in words.
@@ -107,7 +86,7 @@ def out_of_fold(
     classes = manifest.classes
     y = class_indices(manifest.table["label"], classes)
     found: dict[str, Matrix] = {}
-    thresholds: dict[Level, NDArray[np.float64]] = {}
+    limits: dict[str, NDArray[np.float64]] = {}
     check_folds(manifest, fold, groups)
     folds = np.unique(fold)
     for k in progress(folds, total=len(folds), task="fitting folds"):
@@ -116,20 +95,18 @@ def out_of_fold(
         fitted = fit(
             features.where(train), y[train], inside, n_classes=len(classes), seed=recipe.seed
         )
-        for kind, values in fitted.heads.probabilities(features.where(test)).items():
-            found.setdefault(kind, np.full((len(y), len(classes)), np.nan))[test] = values
-        points = operating_points(
-            manifest.where(train),
-            classes,
-            fitted.inner,
-            sensitivity=recipe.sensitivity,
+        locked = lock_on(
+            manifest.where(train), fitted.inner, inside, recipe,
             source=f"inner folds of fold {k + 1}",
-        )
-        for level, point in points.items():
-            thresholds.setdefault(level, np.full(len(y), np.nan))[test] = point.threshold
+        )  # fmt: skip
+        answers = locked.answers(fitted.heads.probabilities(features.where(test)))
+        for kind, values in answers.items():
+            found.setdefault(kind, np.full((len(y), len(classes)), np.nan))[test] = values
+        for name, limit in locked.limits().items():
+            limits.setdefault(name, np.full(len(y), np.nan))[test] = limit
     # one answer for all: shares that differ by fold would rank the folds when they are pooled
     found["prior"] = np.tile(np.bincount(y, minlength=len(classes)) / len(y), (len(y), 1))
-    return make_predictions(manifest, classes, found, thresholds, source=source)
+    return make_predictions(manifest, classes, found, limits, source=source)
 
 
 def check_folds(manifest: Manifest, fold: NDArray[np.int64], groups: Sequence[str]) -> None:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from lobule import __version__
 from lobule.data.manifest import Manifest, class_indices
 from lobule.evaluation.evaluate import Evaluation
-from lobule.evaluation.predictions import Level, Predictions
-from lobule.evaluation.thresholds import OperatingPoint
+from lobule.evaluation.locked import Locked
+from lobule.evaluation.predictions import Predictions
 from lobule.files import write_json
 from lobule.models.backbones import Backbone
 from lobule.models.bundle import ModelInfo
 from lobule.models.classifier import Features, Heads, Matrix
 from lobule.training.batches import Examples
-from lobule.training.crossfit import fit, operating_points
+from lobule.training.crossfit import fit, lock_on
 from lobule.training.finetune import Bench, predict_tuned, tune_model, tuned_out_of_fold
 from lobule.training.preview import augmentation_sheet, write_sheet
 from lobule.training.recipe import Recipe
@@ -113,26 +113,32 @@ def write_trainings(learned: Learned, bench: Bench) -> None:
     )
 
 
-def lock_points(
-    manifest: Manifest, oof: Predictions, recipe: Recipe
-) -> dict[Level, OperatingPoint]:
-    """Choose the thresholds of the model that is kept on out-of-fold scores of its patients."""
+def lock_final(
+    manifest: Manifest, groups: Sequence[str], oof: Predictions, recipe: Recipe
+) -> Locked:
+    """Settle for the model that is kept, on out-of-fold scores of its patients."""
     n = f"{manifest.groups.nunique()} patients, {len(manifest)} images"
     if not manifest.patients_known:
         n = f"{len(manifest)} images, patients unknown"
-    return operating_points(
-        manifest,
-        manifest.classes,
-        oof.probabilities(),
-        sensitivity=recipe.sensitivity,
-        source=f"pooled out-of-fold scores of {n}",
-    )
+    scores = oof.probabilities("raw" if oof.has("raw") else "prob")
+    return lock_on(manifest, scores, groups, recipe, source=f"pooled out-of-fold scores of {n}")
+
+
+def score_quantiles(oof: Predictions, locked: Locked) -> dict[str, Any]:
+    """Return how out-of-fold probabilities were spread, for scores elsewhere to be held against.
+
+    Of the positive class of two; of the most probable class of more. quantiles: 101, of 0 to 1.
+    """
+    prob = oof.probabilities()
+    score = prob[:, 1] if len(oof.classes) == 2 else prob.max(axis=1)
+    quantiles = np.quantile(score, np.linspace(0, 1, 101))
+    return {"source": locked.source, "quantiles": quantiles.tolist()}
 
 
 def describe_model(
     manifest: Manifest,
     recipe: Recipe,
-    points: dict[Level, OperatingPoint],
+    locked: Locked,
     learned: Learned,
 ) -> ModelInfo:
     """Return what model.json says of a model fitted on `manifest`."""
@@ -143,8 +149,8 @@ def describe_model(
         name=f"lobule-{recipe.name}",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         classes=manifest.classes,
-        operating_points={level: asdict(point) for level, point in points.items()},
-        calibration={"method": "none", "source": "probabilities are used as the head gives them"},
+        **locked.to_json(),
+        out_of_fold=score_quantiles(learned.oof, locked),
         training={
             "data_hash": manifest.data_hash,
             "n_images": len(manifest),

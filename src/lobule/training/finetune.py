@@ -22,13 +22,13 @@ from lobule.data.images import Preprocessing
 from lobule.data.manifest import Manifest, class_indices
 from lobule.data.splits import assign_parts
 from lobule.errors import DataError, name_some
-from lobule.evaluation.predictions import Level, Predictions, make_predictions
+from lobule.evaluation.predictions import Predictions, make_predictions
 from lobule.models.backbones import Backbone, build
 from lobule.models.classifier import Features, LinearHead, Matrix, mean_over_views
 from lobule.models.network import Network
 from lobule.progress import Progress, no_progress
 from lobule.training.batches import Examples
-from lobule.training.crossfit import fit, operating_points
+from lobule.training.crossfit import fit, lock_on
 from lobule.training.distributed import World
 from lobule.training.features import embed
 from lobule.training.fit import Job
@@ -109,7 +109,7 @@ def tuned_out_of_fold(
 
     fold: (n,) fold of each image. frozen: out-of-fold predictions of the features recipe under
     the same folds; they stand beside as kind "frozen".
-    The threshold of a fold is chosen on the scores of the other folds' patients, each from the
+    The settings of a fold are locked on the scores of the other folds' patients, each from the
     network that had not seen them. Returns the predictions and a record of each training.
     """
     manifest, classes = bench.manifest, bench.manifest.classes
@@ -121,21 +121,24 @@ def tuned_out_of_fold(
         part = manifest.where(fold == k)
         for kind, values in predict_tuned(model, part, bench).items():
             found[kind][fold == k] = values
-    thresholds: dict[Level, NDArray[np.float64]] = {}
+    limits: dict[str, NDArray[np.float64]] = {}
+    answers: dict[str, Matrix] = {}
     for k in np.unique(fold):
-        points = operating_points(
-            manifest.where(fold != k), classes, found["prob"][fold != k],
-            sensitivity=bench.recipe.sensitivity,
+        others = fold != k
+        locked = lock_on(
+            manifest.where(others), found["prob"][others],
+            [g for g, keep in zip(bench.groups, others, strict=True) if keep], bench.recipe,
             source=f"out-of-fold scores of the folds other than {k + 1}",
         )  # fmt: skip
-        for level, point in points.items():
-            thresholds.setdefault(level, np.full(len(manifest), np.nan))[fold == k] = (
-                point.threshold
-            )
-    found |= {kind: frozen.probabilities(kind) for kind in ("colour", "prior")}
-    found["frozen"] = frozen.probabilities()
+        told = locked.answers({kind: values[~others] for kind, values in found.items()})
+        for kind, values in told.items():
+            answers.setdefault(kind, np.full_like(found["prob"], np.nan))[~others] = values
+        for name, limit in locked.limits().items():
+            limits.setdefault(name, np.full(len(manifest), np.nan))[~others] = limit
+    answers |= {kind: frozen.probabilities(kind) for kind in ("colour", "prior")}
+    answers["frozen"] = frozen.probabilities()
     source = str(frozen.table["source"].iloc[0])
-    return make_predictions(manifest, classes, found, thresholds, source=source), records
+    return make_predictions(manifest, classes, answers, limits, source=source), records
 
 
 def predict_tuned(model: TunedModel, images: Manifest, bench: Bench) -> dict[str, Matrix]:

@@ -11,6 +11,8 @@ from lobule.data.images import Preprocessing, decode
 from lobule.data.manifest import Manifest
 from lobule.data.stain import fit_stain_target
 from lobule.errors import UsageError
+from lobule.evaluation.locked import Targets
+from lobule.evaluation.recalibration import Method
 from lobule.models.backbones import DEFAULT, Backbone, load_backbone
 from lobule.models.folder import Pooling
 from lobule.training.tuning import Tuning
@@ -32,7 +34,9 @@ class Recipe:
     `models.folder.Pooling`; of a tuned network its own features. long_side_px: length of the longer
     side of the input; None takes the median of the images, within SIZE_RANGE_PX.
     stain_normalisation: how all images are made to look alike, if at all. folds: parts of the
-    cross-validation. sensitivity: what the operating point must reach. seed: of the split, the
+    cross-validation. sensitivity: what the operating point must reach; specificity, where given,
+    in its place. calibration: how probabilities are recalibrated on honest scores. coverage: share
+    of images of new patients whose set of classes is to hold the true one. seed: of the split, the
     inner folds and all that training draws. tuning: how the network is tuned; None leaves it
     frozen and fits a linear head on its features.
     """
@@ -45,6 +49,9 @@ class Recipe:
     stain_normalisation: Literal["none", "macenko", "reinhard"] = "none"
     folds: int = 5
     sensitivity: float = 0.95
+    specificity: float | None = None
+    calibration: Method = "none"
+    coverage: float = 0.9
     seed: int = 0
     tuning: Tuning | None = None
 
@@ -56,6 +63,10 @@ class Recipe:
             raise UsageError(f"--size must be 32 to 4096 pixels, got {self.long_side_px}")
         if not 0 < self.sensitivity <= 1:
             raise UsageError(f"--sensitivity must be over 0 and at most 1, got {self.sensitivity}")
+        if self.specificity is not None and not 0 < self.specificity <= 1:
+            raise UsageError(f"--specificity must be over 0 and at most 1, got {self.specificity}")
+        if not 0 < self.coverage < 1:
+            raise UsageError(f"coverage must lie between 0 and 1, got {self.coverage}")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more, got {self.seed}")
         if self.tuning is not None and self.pooling != "last":
@@ -64,6 +75,16 @@ class Recipe:
                 f"{self.pooling!r}",
                 fix="--recipe features takes any pooling",
             )
+
+    @property
+    def targets(self) -> Targets:
+        """What is settled on honest scores before any image is judged."""
+        return Targets(
+            sensitivity=self.sensitivity if self.specificity is None else None,
+            specificity=self.specificity,
+            coverage=self.coverage,
+            calibration=self.calibration,
+        )
 
     def open_backbone(self) -> Backbone:
         """Return the network with its weights; errors as `load_backbone`."""
