@@ -45,8 +45,9 @@ from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import make_predictions, write_predictions
 from lobule.files import write_json
 from lobule.measured import forget
-from lobule.models.bundle import make_model, save_model
+from lobule.models.bundle import describe, make_model, save_model
 from lobule.progress import Progress, no_progress
+from lobule.reporting.checklists import Known, checklists, reporting_record
 from lobule.reporting.report import report
 from lobule.run import Run, claim, complete, refuse_taken
 from lobule.training.checkpoint import drop_checkpoints
@@ -242,9 +243,14 @@ def train(
         learn.manifest, seen, groups, recipe,
         patient_folds=frozen, long_side_px=prep.long_side_px, progress=progress,
     )  # fmt: skip
+    everything = _with_folds(ready.manifest, ~held_out, fold)
     model = replace(model, info=replace(model.info, performance=performance(evaluation)))
+    lists = checklists(
+        Known(everything, ready.audit.findings, evaluation, leakage, describe(model), sorted(allow))
+    )
+    model = replace(model, info=replace(model.info, reporting=reporting_record(lists)))
 
-    write_manifest(_with_folds(ready.manifest, ~held_out, fold), out / "manifest.parquet")
+    write_manifest(everything, out / "manifest.parquet")
     write_json(out / "audit.json", ready.audit.to_json())
     write_predictions(predictions, out / "predictions.parquet")
     write_json(out / "evaluation.json", evaluation.to_json())

@@ -295,6 +295,7 @@ def model_record(manifest, classes, evaluation, *, name):
             "patients": 12,
             "source": "pooled out-of-fold scores",
         },
+        "reporting": [],
         "out_of_fold": {"quantiles": [k / 100 for k in range(101)], "source": "pooled out-of-fold"},
         "training": {
             "data_hash": manifest.data_hash,

@@ -45,8 +45,8 @@ class ModelInfo:
     operating_points: by level (image, slide, patient): threshold, target, value, achieved, source;
         empty with more than two classes.
     calibration: method, its numbers and source. sets: coverage asked for, quantile (None: every
-    class is in), patients and source. out_of_fold: quantiles of the scores, and source; both empty
-    in models of before.
+    class is in), patients and source. out_of_fold: quantiles of the scores, and source. reporting:
+    what is said to the items of reporting guidelines. These three are empty in models of before.
     training: data hash, counts, seed and settings. performance: the figures of the card.
     """
 
@@ -60,6 +60,7 @@ class ModelInfo:
     versions: dict[str, str]
     sets: dict[str, Any] = field(default_factory=dict)
     out_of_fold: dict[str, Any] = field(default_factory=dict)
+    reporting: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lobule.errors import show
@@ -33,7 +33,7 @@ A classifier of breast-histology photographs, made by Lobule {record["versions"]
 
 How the model does on another laboratory's stain, microscope or camera is not measured, unless
 stated here.
-"""
+{_reporting(record.get("reporting", []))}"""
 
 
 def card_facts(record: Mapping[str, Any]) -> list[Fact]:
@@ -144,6 +144,29 @@ def _operating_points(record: Mapping[str, Any]) -> list[Fact]:
         )
         for level, point in points.items()
     ]
+
+
+def _reporting(lists: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is said to the items of reporting guidelines, and which are open."""
+    if not lists:
+        return ""
+    lines = [
+        "",
+        "## Reporting guidelines",
+        "",
+        "Answers are of this run; (+) asks its author for more.",
+    ]
+    for one in lists:
+        answered = [item for item in one["items"] if item["answer"] is not None]
+        still = ", ".join(item["item"] for item in one["items"] if item["answer"] is None)
+        lines += ["", f"### {one['guideline']}", "", f"Source: {one['source']}.", ""]
+        lines += [
+            f"- **{item['item']}** {item['asks']}: {show(item['answer'])}"
+            + " (+)" * bool(item["left"])
+            for item in answered
+        ]
+        lines += ["", f"Open, for the author: {still}."]
+    return "\n".join([*lines, ""])
 
 
 def _calibration(calibration: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from lobule.evaluation.predictions import Level, Predictions, at_level
 from lobule.files import write_text
 from lobule.models.card import RESEARCH_USE, Fact, card_facts, count, figure_name, people
 from lobule.reporting import figures, gallery, tables
+from lobule.reporting.checklists import Known, checklists
 from lobule.reporting.figures import Curve
 from lobule.reporting.saved import Saved, read_run, using
 from lobule.reporting.training_figures import Quantity, training_figure
@@ -57,6 +58,12 @@ def report(run: Path, *, out: Path | None = None) -> Path:
     with using(run / "model" / "model.json"):
         card, versions = card_facts(saved.model), saved.model["versions"]
         title, created = str(saved.model["id"]), str(saved.model["created"])
+        lists = checklists(
+            Known(
+                saved.manifest, saved.findings, saved.evaluation, saved.leakage, saved.model,
+                saved.allow,
+            )
+        )  # fmt: skip
     with using(run / "run.json"):
         facts = run_facts(saved)
     text = (
@@ -71,6 +78,7 @@ def report(run: Path, *, out: Path | None = None) -> Path:
             coverage=float(saved.model["sets"]["coverage"]),
             card=card,
             versions=versions,
+            checklists=lists,
             run=facts,
             research_use=RESEARCH_USE,
         )

@@ -142,6 +142,7 @@ def describe_model(
     learned: Learned,
 ) -> ModelInfo:
     """Return what model.json says of a model fitted on `manifest`."""
+    settled = locked.to_json()
     tuning = None
     if recipe.tuning is not None:
         tuning = asdict(recipe.tuning) | learned.trainings[-1]
@@ -149,7 +150,9 @@ def describe_model(
         name=f"lobule-{recipe.name}",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         classes=manifest.classes,
-        **locked.to_json(),
+        operating_points=settled["operating_points"],
+        calibration=settled["calibration"],
+        sets=settled["sets"],
         out_of_fold=score_quantiles(learned.oof, locked),
         training={
             "data_hash": manifest.data_hash,
