@@ -55,6 +55,7 @@ from lobule.training.crossfit import check_folds, out_of_fold
 from lobule.training.features import embed
 from lobule.training.final import (
     describe_model,
+    gated_out_of_fold,
     keep_frozen,
     keep_tuned,
     lock_final,
@@ -203,6 +204,8 @@ def train(
         source=f"pooled out-of-fold predictions of {fold.max() + 1} {unit} folds",
         progress=progress,
     )  # fmt: skip
+    gated = gated_out_of_fold(seen, fold, groups, seed=recipe.seed)
+    frozen = replace(frozen, table=frozen.table.assign(**vars(gated)))
     learned = keep_frozen(
         learn.manifest, groups, seen, frozen, backbone,
         held_out=features.where(held_out), recipe=recipe,
@@ -221,7 +224,7 @@ def train(
         write_trainings(learned, bench)
     locked = lock_final(learn.manifest, groups, learned.oof, recipe)
     info = describe_model(learn.manifest, recipe, locked, learned)
-    model = make_model(info, learned.backbone, prep, learned.heads)
+    model = make_model(info, learned.backbone, prep, learned.heads, learned.gate)
 
     identity = {"model": model.id, "weights": model.weights_sha256, "preprocessing": prep.id}
     oof = replace(learned.oof, table=learned.oof.table.assign(fold=fold, **identity))
@@ -232,6 +235,7 @@ def train(
             model.info.classes,
             locked.answers(learned.held_out),
             locked.limits(),
+            learned.held_out_gated,
             **identity,
             source=f"held-out {part.table['split'].iloc[0]} part",
         )

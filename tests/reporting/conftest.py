@@ -296,6 +296,7 @@ def model_record(manifest, classes, evaluation, *, name):
             "source": "pooled out-of-fold scores",
         },
         "reporting": [],
+        "gate": {"kept": 0.95, "accepted": 0.96, "patients": 12, "source": "pooled out-of-fold"},
         "out_of_fold": {"quantiles": [k / 100 for k in range(101)], "source": "pooled out-of-fold"},
         "training": {
             "data_hash": manifest.data_hash,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lobule.data.findings import FEW_PATIENTS
 from lobule.errors import DataError
-from lobule.evaluation.calibration import calibration_error_by_chance
+from lobule.evaluation.calibration import calibration_error_by_chance, ratio
 from lobule.evaluation.decision_curve import Benefit, decision_curve
 from lobule.evaluation.intervals import (
     FloatArray,
@@ -198,6 +198,7 @@ def _level(
     k = len(units.classes)
     rules = _rules(units, prob, locked=kind in ("prob", "plain"))
     sets = units.sets if kind == "prob" else None
+    accepted = units.accepted if kind == "prob" else None
     # the promise of sets is for patients who each count the same
     share = 1 / units.groups.map(units.groups.value_counts()).to_numpy(dtype=np.float64)
 
@@ -207,6 +208,8 @@ def _level(
             values |= probability_metrics(y, prob, weight)
         if sets is not None:
             values |= set_metrics(y, sets, share, weight)
+        if accepted is not None:
+            values["accepted"] = ratio(weight @ accepted, weight.sum(axis=-1))
         for rule, (_, decision) in rules.items():
             scored = decision_metrics(confusion(y, decision, k, weight))
             values |= {f"{rule}/{name}": value for name, value in scored.items()}

@@ -242,7 +242,7 @@ def all_metrics(
 
 _OF_ANY = (
     *(f"brier_{part}" for part in ("reliability", "resolution", "uncertainty", "within")),
-    *("set_coverage", "set_size", "set_single"),
+    *("set_coverage", "set_size", "set_single", "accepted"),
 )
 
 

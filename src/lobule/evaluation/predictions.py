@@ -12,6 +12,8 @@ Columns, one row an image:
     prior_<class> ...       baseline that sees nothing: class shares of the training images
     threshold, threshold_slide, threshold_patient   operating point locked before (two classes)
     set_<class> ...         whether the class is in the set that holds the true one at a stated rate
+    ood_score               how unlike the training images it is (see `models.gate`)
+    accepted                whether the gate lets it through; if not, the rest means little
     decision                class at the operating point (two classes) or of highest probability
     model, weights, preprocessing, source           identity: who said so, and on what data
 """
@@ -81,6 +83,14 @@ class Predictions:
         return members
 
     @property
+    def accepted(self) -> NDArray[np.bool_] | None:
+        """Return which images the gate lets through, (n,), if there was one."""
+        if "accepted" not in self.table:
+            return None
+        values: NDArray[np.bool_] = self.table["accepted"].to_numpy(dtype=np.bool_)
+        return values
+
+    @property
     def y(self) -> NDArray[np.int64]:
         """Class index of each image's label, (n,)."""
         return class_indices(self.table["label"], self.classes)
@@ -96,18 +106,27 @@ class Predictions:
         return bool(self.table["patient"].notna().all())
 
 
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """What a gate says of n images: ood_score (n,) float, accepted (n,) bool."""
+
+    ood_score: NDArray[np.float64]
+    accepted: NDArray[np.bool_]
+
+
 def make_predictions(
     manifest: Manifest,
     classes: tuple[str, ...],
     probabilities: dict[str, NDArray[np.float64]],
     limits: Mapping[str, NDArray[np.float64] | float],
+    gated: Gated | None = None,
     **identity: str,
 ) -> Predictions:
     """Put the table together.
 
     probabilities: by kind (see KINDS), each (n, K). limits: as `locked.Locked.limits` names them,
-    each (n,) or the same for all images; no thresholds with more than two classes. identity:
-    model, weights, preprocessing and source.
+    each (n,) or the same for all images; no thresholds with more than two classes. gated: what the
+    gate says, if there is one. identity: model, weights, preprocessing and source.
     """
     columns: dict[str, Any] = {"path": manifest.table["path"]}
     columns.update({name: manifest.table[name] for name in KNOWN})
@@ -118,6 +137,8 @@ def make_predictions(
     if "set_quantile" in limits:
         sets = prediction_sets(prob, limits["set_quantile"])
         columns.update({f"set_{name}": sets[:, k] for k, name in enumerate(classes)})
+    if gated is not None:
+        columns.update(vars(gated))
     index = decide(prob, limits.get("threshold"))
     columns["decision"] = np.array(classes)[index]
     return Predictions(pd.DataFrame({**columns, **identity}), classes)

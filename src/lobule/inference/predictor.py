@@ -15,7 +15,7 @@ from lobule.data.manifest import Manifest
 from lobule.data.scan import scan_files
 from lobule.errors import DataError, show
 from lobule.evaluation.locked import Locked
-from lobule.evaluation.predictions import Predictions, make_predictions
+from lobule.evaluation.predictions import Gated, Predictions, make_predictions
 from lobule.inference.choice import Running, choose_engine
 from lobule.models.bundle import Model
 from lobule.models.classifier import Features, Matrix
@@ -88,6 +88,7 @@ def predict_with(
     found: dict[str, Matrix] = {}
     done = np.zeros(len(images), dtype=bool)
     noted = failed if on_error == "skip" else None
+    strange = np.full(len(images), np.nan)
     features = embed_each(images, extractor, cache=cache, failed=noted, progress=progress)
     for part in in_parts(features, _PART):
         rows = [i for i, _ in part]
@@ -97,12 +98,17 @@ def predict_with(
         )
         for kind, values in model.heads.probabilities(some).items():
             found.setdefault(kind, np.empty((len(images), values.shape[1])))[rows] = values
+        if model.gate is not None:
+            strange[rows] = model.gate.score(some)
         done[rows] = True
     if not done.any():
         first = next(iter(failed))
         raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")
     images = images.where(done)
     locked = Locked.of(model.info)
+    gated = None
+    if model.gate is not None:
+        gated = Gated(strange[done], strange[done] <= model.gate.threshold)
     if extractor.views != N_VIEWS and locked.points:
         _log.warning("the operating point was chosen on the mean of %d views, not on one", N_VIEWS)
     predictions = make_predictions(
@@ -110,6 +116,7 @@ def predict_with(
         model.info.classes,
         locked.answers({kind: values[done] for kind, values in found.items()}),
         locked.limits(),
+        gated,
         model=model.id,
         weights=model.weights_sha256,
         preprocessing=model.preprocessing.id,

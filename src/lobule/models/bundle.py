@@ -32,6 +32,7 @@ from lobule.models.folder import (
     read_info,
     read_weights,
 )
+from lobule.models.gate import Gate
 
 if TYPE_CHECKING:
     from lobule.models.backbones import Backbone
@@ -45,8 +46,9 @@ class ModelInfo:
     operating_points: by level (image, slide, patient): threshold, target, value, achieved, source;
         empty with more than two classes.
     calibration: method, its numbers and source. sets: coverage asked for, quantile (None: every
-    class is in), patients and source. out_of_fold: quantiles of the scores, and source. reporting:
-    what is said to the items of reporting guidelines. These three are empty in models of before.
+    class is in), patients and source. out_of_fold: quantiles of the scores, and source. gate: share
+    of images it was to let through, patients and source. reporting: what is said to the items of
+    reporting guidelines. These four are empty in models of before.
     training: data hash, counts, seed and settings. performance: the figures of the card.
     """
 
@@ -60,6 +62,7 @@ class ModelInfo:
     versions: dict[str, str]
     sets: dict[str, Any] = field(default_factory=dict)
     out_of_fold: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
     reporting: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -68,7 +71,8 @@ class Model:
     """All that a prediction needs: the network, its preprocessing, the heads, and its record.
 
     weights_sha256: of the weights file, as written or read. features_id: as of `Backbone`. folder:
-    where it lies, if it does. network: builds the backbone, when it is first asked for.
+    where it lies, if it does. network: builds the backbone, when it is first asked for. gate: tells
+    what is unlike the training images; None in a model that lets everything through.
     """
 
     info: ModelInfo
@@ -78,6 +82,7 @@ class Model:
     features_id: str
     network: Callable[[], Backbone] = field(repr=False, compare=False)
     folder: Path | None = None
+    gate: Gate | None = None
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -91,12 +96,19 @@ class Model:
 
 
 def make_model(
-    info: ModelInfo, backbone: Backbone, preprocessing: Preprocessing, heads: Heads
+    info: ModelInfo,
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    heads: Heads,
+    gate: Gate | None = None,
 ) -> Model:
     """Put a model together; its identity is the hash of the weights file it will have."""
-    data = _pack(backbone, heads)
+    data = _pack(backbone, heads, gate)
     sha256 = hashlib.sha256(data).hexdigest()
-    return Model(info, preprocessing, heads, sha256, backbone.features_id, network=lambda: backbone)
+    return Model(
+        info, preprocessing, heads, sha256, backbone.features_id, network=lambda: backbone,
+        gate=gate,
+    )  # fmt: skip
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -105,13 +117,13 @@ def save_model(model: Model, folder: Path) -> None:
     model.json is written last: a folder without it is no model.
     """
     with replacing(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(_pack(model.backbone, model.heads))
+        temporary.write_bytes(_pack(model.backbone, model.heads, model.gate))
     record = describe(model)
     write_text(folder / CARD, model_card(record))
     write_json(folder / INFO, record)
 
 
-def _pack(backbone: Backbone, heads: Heads) -> bytes:
+def _pack(backbone: Backbone, heads: Heads, gate: Gate | None) -> bytes:
     import safetensors.torch
     import torch
 
@@ -120,6 +132,8 @@ def _pack(backbone: Backbone, heads: Heads) -> bytes:
         tensors[f"{name}.weight"] = torch.from_numpy(part.weight)
         tensors[f"{name}.bias"] = torch.from_numpy(part.bias)
     tensors["prior"] = torch.from_numpy(heads.prior)
+    for name, values in ({} if gate is None else gate.to_tensors()).items():
+        tensors[f"{_GATE}{name}"] = torch.from_numpy(values)
     return safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
 
 
@@ -194,6 +208,7 @@ def open_model(folder: Path) -> Model:
             ),
             network=lambda: _build(folder, record),
             folder=folder,
+            gate=_gate(heads),
         )
 
 
@@ -232,7 +247,12 @@ def _pooling(record: dict[str, Any]) -> Pooling:
     return found
 
 
-_BACKBONE = "backbone."
+def _gate(tensors: dict[str, Matrix]) -> Gate | None:
+    own = {k.removeprefix(_GATE): v for k, v in tensors.items() if k.startswith(_GATE)}
+    return Gate.from_tensors(own) if own else None
+
+
+_BACKBONE, _GATE = "backbone.", "gate."
 
 
 def _is_backbone(tensor: str) -> bool:

@@ -53,7 +53,7 @@ def card_facts(record: Mapping[str, Any]) -> list[Fact]:
         (
             "Intended use",
             "Research on photographs of the kind it was trained on: same stain, magnification and "
-            "way of taking the picture. It always answers, also for a picture that is no tissue.",
+            "way of taking the picture.",
         ),
         *_licence(record),
         ("Classes", " / ".join(str(name) for name in record["classes"])),
@@ -63,6 +63,7 @@ def card_facts(record: Mapping[str, Any]) -> list[Fact]:
         *_operating_points(record),
         ("Calibration", _calibration(record["calibration"])),
         *_sets(record),
+        ("Refusal", _gate(record.get("gate"))),
         (
             "Input",
             f"whole image, {_size(prep)}, {prep['interpolation']} interpolation, no crop; "
@@ -194,6 +195,17 @@ def _sets(record: Mapping[str, Any]) -> Iterator[Fact]:
             f"the {sets['source']}"
         )
     yield "Sets of classes", told
+
+
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    if not gate:
+        return "none: it answers whatever it is shown, also a picture that is no tissue"
+    return (
+        f"a gate refuses pictures unlike those trained on; set to let {gate['kept']:.0%} of images "
+        f"of unseen patients through, it let {gate['accepted']:.1%} through ({gate['source']}). It "
+        "knows photographs, text and glass from tissue; it does not know other organs, a weaker "
+        "focus or another laboratory for sure, and says nothing of whether an answer is right"
+    )
 
 
 def _unknown(training: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ METRICS = {
     "set_coverage": "sets that hold the true class",
     "set_size": "classes in a set, mean",
     "set_single": "sets of one class",
+    "accepted": "let through by the gate",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "sensitivity": "sensitivity",
@@ -218,9 +219,10 @@ _HEADINGS = {
     "Ranking and probabilities (no threshold)": ("roc_auc", "average_precision", "brier", "aurc"),
     "Calibration": tuple(n for n in METRICS if n.startswith(("ece", "calibration_", "brier_"))),
     "Sets of classes": tuple(name for name in METRICS if name.startswith("set_")),
+    "Gate": ("accepted",),
 }
 
-_NOT_HERE = Interval(nan, nan, nan, 0, 0, "sets are of images")
+_NOT_HERE = Interval(nan, nan, nan, 0, 0, "of images only")
 
 _NO_RULE = Interval(nan, nan, nan, 0, 0, "no threshold could be chosen at this level")
 

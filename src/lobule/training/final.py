@@ -16,26 +16,32 @@ from lobule import __version__
 from lobule.data.manifest import Manifest, class_indices
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.locked import Locked
-from lobule.evaluation.predictions import Predictions
+from lobule.evaluation.predictions import Gated, Predictions
 from lobule.files import write_json
 from lobule.models.backbones import Backbone
 from lobule.models.bundle import ModelInfo
 from lobule.models.classifier import Features, Heads, Matrix
+from lobule.models.gate import Gate
 from lobule.training.batches import Examples
 from lobule.training.crossfit import fit, lock_on
 from lobule.training.finetune import Bench, predict_tuned, tune_model, tuned_out_of_fold
+from lobule.training.gate import fit_gate
 from lobule.training.preview import augmentation_sheet, write_sheet
 from lobule.training.recipe import Recipe
 
 SCHEMA = "lobule.training/1"
+
+KEPT = 0.95
+"""Share of images of unseen patients that the gate is to let through."""
 
 
 @dataclass(frozen=True)
 class Learned:
     """What fitting by a recipe comes to.
 
-    oof: out-of-fold predictions of the patients learned from. backbone, heads: of the model that is
-    kept. held_out: what it says of the held-out images, (m, K) by kind. strength: of a fitted head.
+    oof: out-of-fold predictions of the patients learned from. backbone, heads, gate: of the model
+    that is kept. held_out: what it says of the held-out images, (m, K) by kind; held_out_gated:
+    what its gate says of them. strength: of a fitted head.
     trainings: a record of each network that was tuned, the kept one last; empty if none was.
     machine: what they were tuned on.
     """
@@ -47,6 +53,8 @@ class Learned:
     strength: float | None
     trainings: list[dict[str, Any]]
     machine: dict[str, str]
+    gate: Gate | None = None
+    held_out_gated: Gated | None = None
 
 
 def keep_frozen(
@@ -59,14 +67,42 @@ def keep_frozen(
     held_out: Features,
     recipe: Recipe,
 ) -> Learned:
-    """Fit the head and the baselines on all patients learned from; the backbone stays frozen.
+    """Fit head, baselines and gate on all patients learned from; the backbone stays frozen.
 
     features, oof: of the manifest's images. held_out: features of the images to be judged on.
     """
     y = class_indices(manifest.table["label"], manifest.classes)
     fitted = fit(features, y, groups, n_classes=len(manifest.classes), seed=recipe.seed)
-    answers = fitted.heads.probabilities(held_out)
-    return Learned(oof, backbone, fitted.heads, answers, fitted.strength, [], {})
+    gate = fit_gate(features, groups, kept=KEPT, seed=recipe.seed)
+    return Learned(
+        oof,
+        backbone,
+        fitted.heads,
+        fitted.heads.probabilities(held_out),
+        fitted.strength,
+        [],
+        {},
+        gate=gate,
+        held_out_gated=ask(gate, held_out),
+    )
+
+
+def ask(gate: Gate, features: Features) -> Gated:
+    """Return what a gate says of images."""
+    return Gated(gate.score(features), gate.accepts(features))
+
+
+def gated_out_of_fold(
+    features: Features, fold: NDArray[np.int64], groups: Sequence[str], *, seed: int
+) -> Gated:
+    """Return what gates say of each image that were fitted without its fold."""
+    found = Gated(np.full(len(fold), np.nan), np.zeros(len(fold), dtype=bool))
+    for k in np.unique(fold):
+        inside = [g for g, keep in zip(groups, fold != k, strict=True) if keep]
+        gate = fit_gate(features.where(fold != k), inside, kept=KEPT, seed=seed)
+        said = ask(gate, features.where(fold == k))
+        found.ood_score[fold == k], found.accepted[fold == k] = said.ood_score, said.accepted
+    return found
 
 
 def keep_tuned(
@@ -154,6 +190,7 @@ def describe_model(
         calibration=settled["calibration"],
         sets=settled["sets"],
         out_of_fold=score_quantiles(learned.oof, locked),
+        gate=_described_gate(learned, locked),
         training={
             "data_hash": manifest.data_hash,
             "n_images": len(manifest),
@@ -170,6 +207,17 @@ def describe_model(
         performance={},
         versions=versions(),
     )
+
+
+def _described_gate(learned: Learned, locked: Locked) -> dict[str, Any]:
+    if learned.gate is None:
+        return {}
+    return {
+        "kept": KEPT,
+        "accepted": float(learned.oof.table["accepted"].mean()),
+        "patients": locked.n_groups,
+        "source": locked.source,
+    }
 
 
 def versions() -> dict[str, str]:
