@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Audit": "lobule.data.findings",
     "Evaluation": "lobule.evaluation.evaluate",
+    "External": "lobule.inference.external",
     "Interval": "lobule.evaluation.intervals",
     "Leakage": "lobule.evaluation.leakage",
     "LobuleError": "lobule.errors",
@@ -34,6 +35,7 @@ _HOMES = {
     "doctor": "lobule.checkup",
     "evaluate": "lobule.evaluation.evaluate",
     "export": "lobule.inference.export",
+    "external": "lobule.inference.external",
     "leakage": "lobule.workflow",
     "load_model": "lobule.models.bundle",
     "predict": "lobule.inference.predictor",
@@ -53,6 +55,7 @@ _HOMES = {
 __all__ = [
     "Audit",
     "Evaluation",
+    "External",
     "Interval",
     "Leakage",
     "LobuleError",
@@ -71,6 +74,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "external",
     "leakage",
     "load_model",
     "predict",
@@ -102,6 +106,7 @@ if TYPE_CHECKING:
     from lobule.evaluation.study import Study
     from lobule.inference.choice import Running
     from lobule.inference.export import export
+    from lobule.inference.external import External, external
     from lobule.inference.predictor import predict
     from lobule.inference.stress import stress
     from lobule.models.bundle import Model, load_model, save_model

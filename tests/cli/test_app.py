@@ -42,6 +42,7 @@ VERBS = (
     "evaluate",
     "compare",
     "stress",
+    "external",
     "study",
     "leakage",
     "report",

@@ -1,10 +1,13 @@
-"""The verbs that hold a model against another, against recipes, and against worse photographs."""
+"""The verbs that hold a model against another, against recipes, and against other photographs."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
+import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from lobule.cli.app import app
@@ -94,3 +97,48 @@ def test_stress_refuses_an_unknown_damage_with_the_nearest(tmp_path):
     done = call("stress", tmp_path, tmp_path, "-o", tmp_path, "--damage", "brightnes")
     assert done.exit_code == 2
     assert "did you mean brightness?" in done.stderr
+
+
+# ---- external
+
+
+@pytest.mark.slow
+def test_external_tells_what_holds_and_warns_of_images_trained_on(finished_run, tissue, tmp_path):
+    words = ("external", finished_run.folder / "model", tissue.images, "-o", tmp_path)
+    done = call(*words)
+    assert done.exit_code == 0, done.stderr
+    assert "warning: the model was trained on 48 of these images" in done.stderr
+    assert "the image ROC AUC is" in done.stdout
+    assert "What this cannot know:" in done.stdout
+    record = json.loads((tmp_path / "external.json").read_text())
+    assert record["schema"] == "lobule.external/1"
+    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == record["n_images"] == 48
+    assert "What this cannot know" in (tmp_path / "report.html").read_text()
+    assert json.loads(call(*words, "--json").stdout) == record
+
+
+@pytest.mark.slow
+def test_external_takes_a_bare_folder_of_another_format_and_names_what_it_leaves_out(
+    finished_run, tissue, tmp_path
+):
+    site = tmp_path / "site"
+    site.mkdir()
+    for i, path in enumerate(sorted(tissue.images.rglob("*.png"))[:6]):
+        Image.open(path).resize((150, 100)).save(site / f"{i}.jpg")
+    (site / "broken.tif").write_bytes(b"II*\0")
+    (site / "notes.txt").write_text("x")
+    done = call("external", finished_run.folder / "model", site, "-o", tmp_path / "out")
+    assert done.exit_code == 5, done.stderr
+    assert "passed over notes.txt" in done.stderr
+    assert "skipped: cannot read" in done.stderr
+    assert "6 images without a label" in done.stdout
+    assert "What the 1 image(s) show that could not be read" in done.stdout
+    assert json.loads((tmp_path / "out" / "external.json").read_text())["evaluation"] is None
+
+
+def test_external_refuses_classes_of_another_name(finished_run, tissue, tmp_path):
+    shutil.copytree(tissue.images / "benign", tmp_path / "site" / "normal")
+    done = call("external", finished_run.folder / "model", tmp_path / "site", "-o", tmp_path)
+    assert done.exit_code == 3
+    assert "no image of class normal was there to learn from" in done.stderr
+    assert "call the class folders as the model calls its classes" in done.stderr

@@ -50,7 +50,7 @@ def test_a_figure_is_the_mean_over_the_seeds(predictions, study):
 
 def test_a_difference_is_from_the_baseline_which_has_none(study):
     for level in ("image", "patient"):
-        for figure in ("roc_auc", "brier"):
+        for figure in ("roc_auc", "brier", "ece"):
             base, *others = study.of(level, figure)
             assert base.difference is None
             assert base.told == ""

@@ -200,3 +200,53 @@ def stress(
     write_json(out / "stress.json", found.to_json())
     stress_report(found, out / "report.html")
     emit(texts.stress_text(found, out), found.to_json(), as_json=json)
+
+
+def external(
+    model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
+    data: Data,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="Folder for external.json, report.html and predictions."),
+    ],
+    seed: Annotated[int, typer.Option(help="Seed of the intervals and of the local cases.")] = 0,
+    pattern: Pattern = None,
+    metadata: Metadata = None,
+    root: Root = None,
+    cache: Cache = True,
+    json: Json = False,
+) -> None:
+    """Try a model on another site's images: what holds, what moved, what labelled cases would buy?
+
+    Images that cannot be read are left out and named; exit code 5 then. Labels are not needed.
+    """
+    from lobule.evaluation.predictions import write_predictions
+    from lobule.files import default_cache, write_json
+    from lobule.inference.external import external as run
+    from lobule.models.bundle import open_model
+    from lobule.reporting.external import external_report
+    from lobule.workflow import load_data
+
+    manifest = load_data(data, pattern=pattern, metadata=metadata, root=root, progress=bar)
+    for file in manifest.skipped:
+        say(f"passed over {show(file.path)}: {file.reason}")
+    found = run(
+        open_model(model),
+        manifest,
+        cache=default_cache() if cache else None,
+        seed=seed,
+        progress=bar,
+    )
+    if found.seen:
+        say(
+            f"warning: the model was trained on {found.seen} of these images, so all figures are "
+            "too good"
+        )
+    write_predictions(found.predictions, out / "predictions.parquet")
+    write_json(out / "external.json", found.to_json())
+    external_report(found, out / "report.html")
+    for reason in found.failed.values():
+        say(f"skipped: {reason}")
+    emit(texts.external_text(found, out), found.to_json(), as_json=json)
+    if found.failed:
+        raise typer.Exit(PARTIAL)

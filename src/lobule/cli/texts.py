@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lobule.evaluation.leakage import Leakage
     from lobule.evaluation.predictions import Predictions
     from lobule.evaluation.study import Study
+    from lobule.inference.external import External
     from lobule.inference.stress import Stress
     from lobule.models.exports import Export
     from lobule.models.summary import Summary
@@ -144,11 +145,13 @@ def evaluation_text(found: Evaluation) -> str:
     for level, figures in found.levels.items():
         decision = figures.decisions[-1]
         lines.append(f"  {level} level ({figures.n_units}), decisions at {decision.rule}")
-        shown = {**figures.metrics, **decision.metrics}
-        lines += [f"    {name:<20}{value.told()}" for name, value in shown.items()]
+        # what the Brier score is made of is for --json and the report
+        shown = {k: v for k, v in figures.metrics.items() if not k.startswith("brier_")}
+        shown |= decision.metrics
+        lines += [f"    {name:<30}{value.told()}" for name, value in shown.items()]
         for name, baseline in found.baselines.items():
             auc = baseline[level].metrics["roc_auc"]
-            lines.append(f"    {'roc_auc of ' + name:<20} {auc.told()}")
+            lines.append(f"    {'roc_auc of ' + name:<30}{auc.told()}")
     return "\n".join(lines)
 
 
@@ -205,6 +208,20 @@ def stress_text(found: Stress, out: Path) -> str:
     return "\n".join([*lines, "  * moderate", f"report: {show(out / 'report.html')}"])
 
 
+def external_text(found: External, out: Path) -> str:
+    """Return the verdict, what cannot be known, and where all of it lies."""
+    from lobule.reporting.external_words import verdict
+
+    return "\n".join([
+        *(show(line) for line in verdict(found)),
+        "What this cannot know:",
+        *(f"  - {show(line)}" for line in found.cannot_know),
+        f"predictions: {show(out / 'predictions.parquet')}",
+        f"report: {show(out / 'report.html')}",
+        "Research use only. Not for diagnosis.",
+    ])  # fmt: skip
+
+
 def study_text(found: Study, out: Path) -> str:
     """Return image and patient ROC AUC of every recipe, and what is told from the baseline."""
     who = f"{found.n_patients} patients" if found.patients_known else "patients unknown"
@@ -245,7 +262,11 @@ def summary_text(found: Summary) -> str:
 def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, Any]:
     """Return the rows and the model's identity."""
     table = predictions.table
-    shown = [c for c in table.columns if c == "path" or c.startswith("prob_") or c == "decision"]
+    shown = [
+        c
+        for c in table.columns
+        if c in ("path", "decision", "ood_score", "accepted") or c.startswith(("prob_", "set_"))
+    ]
     identity = {name: str(table[name].iloc[0]) for name in ("model", "weights", "preprocessing")}
     return {
         "schema": "lobule.predict/1",
@@ -262,12 +283,19 @@ def predictions_text(predictions: Predictions, out: Path | None) -> str:
     """Return a line an image, or counts where they were written to a file."""
     table = predictions.table
     if out is not None:
-        counts = ", ".join(f"{n} {show(c)}" for c, n in table["decision"].value_counts().items())
+        counts = ", ".join(f"{n} {show(c)}" for c, n in _answer(predictions).value_counts().items())
         return f"{len(table)} images: {counts}\npredictions: {show(out)}"
-    last = f"prob_{predictions.classes[-1]}"
+    positive = predictions.probabilities()[:, -1]
     return "\n".join(
-        f"{row[last]:.4f}  {row['decision']:<12} {show(row['path'])}" for _, row in table.iterrows()
+        f"{p:.4f}  {show(answer):<12} {show(path)}"
+        for p, answer, path in zip(positive, _answer(predictions), table["path"], strict=True)
     )
+
+
+def _answer(predictions: Predictions) -> pd.Series[str]:
+    """Return the decision on each image, or that the gate refused it."""
+    decision, accepted = predictions.table["decision"], predictions.accepted
+    return decision if accepted is None else decision.where(accepted, "refused")
 
 
 def export_record(found: Export) -> dict[str, Any]:

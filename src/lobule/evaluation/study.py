@@ -19,7 +19,7 @@ SCHEMA = "lobule.study/1"
 
 LEVELS: tuple[Level, ...] = ("image", "patient")
 
-FIGURES = ("roc_auc", "brier")
+FIGURES = ("roc_auc", "brier", "ece")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,11 @@ from lobule.reporting.drawing import COLOURS, STYLE, to_svg
 from lobule.reporting.report import environment, settings
 from lobule.reporting.verdict import number
 
-_TITLES = {"roc_auc": "ROC AUC", "brier": "Brier score (lower is better)"}
+_TITLES = {
+    "roc_auc": "ROC AUC",
+    "brier": "Brier score (lower is better)",
+    "ece": "calibration error (lower is better)",
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def forest_figure(findings: Sequence[Finding], *, name: str) -> str:
         ends = [v for _, d, _ in drawn for v in (d.low, d.high, d.estimate) if np.isfinite(v)]
         reach = 1.05 * max(map(abs, [*ends, 0.01]))
         axes.set(xlim=(-reach, reach), ylim=(-max(1, len(drawn)) + 0.45, 0.75), yticks=[])
-        quantity = figure_name(findings[0].figure).replace("brier", "Brier score")
+        quantity = _TITLES[findings[0].figure].removesuffix(" (lower is better)")
         axes.set_xlabel(f"difference in {quantity}")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
