@@ -14,7 +14,12 @@ from lobule.evaluation.evaluate import Evaluation, LevelFigures
 from lobule.evaluation.intervals import Interval
 from lobule.evaluation.leakage import Leakage
 
-RANKING = ("roc_auc", "average_precision", "brier", "ece")
+RANKING = (
+    *("roc_auc", "average_precision", "brier", "aurc", "ece", "ece_if_calibrated"),
+    *("calibration_slope", "calibration_intercept", "calibration_in_the_large"),
+    *("brier_reliability", "brier_resolution", "brier_uncertainty"),
+    *("set_coverage", "set_size", "set_single", "accepted"),
+)
 DECIDED = ("sensitivity", "specificity", "balanced_accuracy", "precision", "f1", "kappa", "mcc")
 
 
@@ -26,7 +31,8 @@ def main(run: Path) -> None:
     levels = found.levels
     row("units", [str(figures.n_units) for figures in levels.values()])
     for name in RANKING:
-        row(name, [told(figures.metrics[name]) for figures in levels.values()])
+        found_at = [figures.metrics.get(name) for figures in levels.values()]
+        row(name, ["" if value is None else told(value) for value in found_at])
     for k, rule in enumerate(d.rule for d in levels["image"].decisions):
         for name in ("accuracy", *DECIDED):
             cells = [told(figures.decisions[k].metrics[name]) for figures in levels.values()]

@@ -60,9 +60,9 @@ def pages(rng):
 
 def noises(rng):
     for i in range(12):
-        sigma = rng.uniform(5, 80)
-        grey = rng.normal(rng.uniform(80, 200, 3), sigma, (SIZE[1], SIZE[0], 3 if i % 2 else 1))
-        yield np.clip(grey * np.ones(3), 0, 255).astype(np.uint8)
+        # of every second the three colours are the same
+        grain = rng.uniform(5, 80) * rng.normal(size=(SIZE[1], SIZE[0], 3 if i % 2 else 1))
+        yield np.clip(rng.uniform(80, 200, 3) + grain, 0, 255).astype(np.uint8)
 
 
 def glasses(rng):
