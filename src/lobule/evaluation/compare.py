@@ -13,8 +13,7 @@ from lobule.evaluation.intervals import (
     FloatArray,
     Interval,
     Statistic,
-    paired_difference,
-    patient_bootstrap,
+    paired,
 )
 from lobule.evaluation.metrics import LOWER_IS_BETTER, confusion, decision_metrics, score_metrics
 from lobule.evaluation.predictions import (
@@ -103,13 +102,8 @@ def compare(
     differences = []
     for level in LEVELS:
         one, other = (at_level(p, level) for p in (first, second))
-        a, b = _figures(one), _figures(other)
-        estimates = [patient_bootstrap(f, one.groups, draws=draws, seed=seed) for f in (a, b)]
-        apart = paired_difference(a, b, one.groups, draws=draws, seed=seed)
-        differences += [
-            Difference(level, name, estimates[0][name], estimates[1][name], apart[name])
-            for name in apart
-        ]
+        found = paired(_figures(one), _figures(other), one.groups, draws=draws, seed=seed)
+        differences += [Difference(level, name, **vars(pair)) for name, pair in found.items()]
     p_delong = math.nan
     if len(first.classes) == 2:
         scores = (p.probabilities()[:, 1] for p in (first, second))

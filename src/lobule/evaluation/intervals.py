@@ -178,6 +178,53 @@ def _percentile(estimate: float, replicates: FloatArray, level: float) -> Interv
     return Interval(estimate, float(low), float(high), draws, dropped)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One value of two statistics of the same rows, and by how much the first is above the second.
+
+    All three are of the same redrawn patients.
+    """
+
+    first: Interval
+    second: Interval
+    difference: Interval
+
+
+def paired(
+    first: Statistic,
+    second: Statistic,
+    patient: Sequence[object] | NDArray[Any],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Pair]:
+    """Percentile intervals of two statistics and of `first - second`, by name of the value.
+
+    first, second: statistics of the same n rows, such as the AUC of random folds and of patient
+    folds. What the two share (an easy or a hard patient) cancels in the difference. A draw counts
+    as undefined there where either is. Otherwise as `patient_bootstrap`.
+    Raises UsageError if the two do not give values of the same names.
+    """
+
+    def both(weight: FloatArray) -> dict[str, FloatArray]:
+        a, b = first(weight), second(weight)
+        if a.keys() != b.keys():
+            raise UsageError(f"cannot subtract {sorted(b)} from {sorted(a)}: the names differ")
+        return {
+            f"{kind} {name}": value
+            for name in a
+            for kind, value in zip(_PAIR, (a[name], b[name], a[name] - b[name]), strict=True)
+        }
+
+    found = patient_bootstrap(both, patient, draws=draws, seed=seed, level=level)
+    names = [name.removeprefix("first ") for name in found if name.startswith("first ")]
+    return {name: Pair(*(found[f"{kind} {name}"] for kind in _PAIR)) for name in names}
+
+
+_PAIR = ("first", "second", "difference")
+
+
 def paired_difference(
     first: Statistic,
     second: Statistic,
@@ -187,18 +234,6 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Percentile interval of `first - second`, both taken on the same redrawn patients.
-
-    first, second: statistics of the same n rows, such as the AUC of random folds and of patient
-    folds. What the two share (an easy or a hard patient) cancels. A draw counts as undefined
-    where either is. Otherwise as `patient_bootstrap`.
-    Raises UsageError if the two do not give values of the same names.
-    """
-
-    def difference(weight: FloatArray) -> dict[str, FloatArray]:
-        a, b = first(weight), second(weight)
-        if a.keys() != b.keys():
-            raise UsageError(f"cannot subtract {sorted(b)} from {sorted(a)}: the names differ")
-        return {name: a[name] - b[name] for name in a}
-
-    return patient_bootstrap(difference, patient, draws=draws, seed=seed, level=level)
+    """Return only the differences of `paired`."""
+    found = paired(first, second, patient, draws=draws, seed=seed, level=level)
+    return {name: pair.difference for name, pair in found.items()}

@@ -18,7 +18,7 @@ from lobule.evaluation.intervals import (
     FloatArray,
     Interval,
     Statistic,
-    paired_difference,
+    paired,
     patient_bootstrap,
 )
 from lobule.evaluation.metrics import confusion, decision_metrics, roc_auc
@@ -177,14 +177,17 @@ def _harms(
 ) -> list[Harm]:
     found = []
     for (level, undamaged), (_, damaged) in zip(_units(before), _units(after), strict=True):
-        first, second, patient = _figures(damaged), _figures(undamaged), damaged.groups
-        values = patient_bootstrap(first, patient, draws=draws, seed=seed)
-        costs = paired_difference(first, second, patient, draws=draws, seed=seed)
+        pairs = paired(
+            _figures(damaged), _figures(undamaged), damaged.groups, draws=draws, seed=seed
+        )
         moderate = severity == damage.moderate
         found += [
-            Harm(damage.name, damage.unit, severity, moderate, level, name, value, costs[name])
-            for name, value in values.items()
-        ]
+            Harm(
+                damage.name, damage.unit, severity, moderate, level, name, pair.first,
+                pair.difference,
+            )
+            for name, pair in pairs.items()
+        ]  # fmt: skip
     return found
 
 

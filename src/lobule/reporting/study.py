@@ -17,7 +17,7 @@ from lobule.errors import show
 from lobule.evaluation.intervals import Interval
 from lobule.evaluation.study import FIGURES, LEVELS, Finding, Study
 from lobule.files import write_text
-from lobule.models.card import RESEARCH_USE, Fact, figure_name, people
+from lobule.models.card import RESEARCH_USE, Fact, people
 from lobule.reporting.drawing import COLOURS, STYLE, to_svg
 from lobule.reporting.report import environment, settings
 from lobule.reporting.verdict import number
