@@ -189,7 +189,7 @@ def decision_curve_figure(curve: Sequence[Benefit], *, name: str) -> str:
         axes.set(xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top))
         axes.set(xlabel="probability from which one acts", ylabel="net benefit")
         axes.grid()
-        axes.legend(loc="lower left")
+        axes.legend(loc="upper right")
         told = ", ".join(
             f"{b.model.estimate:.2f} at {b.threshold:g} (all: {b.all.estimate:.2f})"
             for b in curve[3::4]
@@ -226,7 +226,7 @@ def risk_coverage_figure(units: Predictions, *, name: str) -> str:
         axes.set(xlim=(0, 1.02), ylim=(0, None))
         axes.set(xlabel="share answered, surest first", ylabel="share of errors among them")
         axes.grid()
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
         told = ", ".join(
             f"{np.interp(share, covered, risk):.2f} of {share:g}" for share in (0.25, 0.5, 0.75, 1)
         )
