@@ -269,7 +269,8 @@ def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
     told("`run.json`", record["request"])
     model = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
     told("The model folder", model)
-    for part in ("preprocessing", "backbone", "training", "performance", "calibration", "sets", "gate"):
+    parts = ("preprocessing", "backbone", "training", "performance", "calibration", "sets", "gate")
+    for part in parts:
         told("The model folder", model[part])
     told("The model folder", model["operating_points"]["image"])
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
