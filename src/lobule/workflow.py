@@ -204,8 +204,9 @@ def train(
         source=f"pooled out-of-fold predictions of {fold.max() + 1} {unit} folds",
         progress=progress,
     )  # fmt: skip
-    gated = gated_out_of_fold(seen, fold, groups, seed=recipe.seed)
-    frozen = replace(frozen, table=frozen.table.assign(**vars(gated)))
+    if learn.manifest.patients_known:
+        gated = gated_out_of_fold(seen, fold, groups, seed=recipe.seed)
+        frozen = replace(frozen, table=frozen.table.assign(**vars(gated)))
     learned = keep_frozen(
         learn.manifest, groups, seen, frozen, backbone,
         held_out=features.where(held_out), recipe=recipe,

@@ -55,7 +55,7 @@ class Engine:
 
 
 PROGRAMS = 8
-"""Programs that are kept of an engine, some 70 MB each, for one size each. Photographs of one camera
+"""Programs that are kept of an engine, some 70 MB each, for one size each. Photographs of a camera
 need two, lying and across; a folder of pictures from everywhere would fill the memory."""
 
 
@@ -223,8 +223,9 @@ def _by_shape(compile_for: Callable[[Shape], Run]) -> Run:
     def run(batch: Batch) -> Batch:
         shape = (batch.shape[2], batch.shape[3])
         with making:
+            program = programs.pop(shape) if shape in programs else compile_for(shape)
             # put last, so that the first is the one not used for longest
-            program = programs[shape] = programs.pop(shape, None) or compile_for(shape)
+            programs[shape] = program
             if len(programs) > PROGRAMS:
                 del programs[next(iter(programs))]
         return program(batch)

@@ -69,11 +69,16 @@ def keep_frozen(
 ) -> Learned:
     """Fit head, baselines and gate on all patients learned from; the backbone stays frozen.
 
+    Where patients are unknown there is no gate.
+
     features, oof: of the manifest's images. held_out: features of the images to be judged on.
     """
     y = class_indices(manifest.table["label"], manifest.classes)
     fitted = fit(features, y, groups, n_classes=len(manifest.classes), seed=recipe.seed)
-    gate = fit_gate(features, groups, kept=KEPT, seed=recipe.seed)
+    gate = None
+    if manifest.patients_known:
+        # how far images of a new patient may lie is not told by others of the same patient
+        gate = fit_gate(features, groups, kept=KEPT, seed=recipe.seed)
     return Learned(
         oof,
         backbone,
@@ -83,7 +88,7 @@ def keep_frozen(
         [],
         {},
         gate=gate,
-        held_out_gated=ask(gate, held_out),
+        held_out_gated=None if gate is None else ask(gate, held_out),
     )
 
 
