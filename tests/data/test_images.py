@@ -444,7 +444,16 @@ CHANGES = {
     "mean": (0.485, 0.456, 0.407),
     "std": (0.229, 0.224, 0.226),
     "stain": StainTarget("reinhard", (0.1, 0.2, 0.3, 1.0, 1.0, 1.0)),
+    "jpeg_quality": 70,
 }
+
+
+def test_images_are_recompressed_before_they_are_resized():
+    image = pixels(46, 70)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "JPEG", quality=70)
+    expected = PREP.resize(np.asarray(Image.open(encoded)))
+    assert np.array_equal(replace(PREP, jpeg_quality=70).resize(image), expected)
 
 
 def test_the_id_changes_with_every_setting():
@@ -473,6 +482,7 @@ def test_the_id_is_the_same_after_a_round_trip():
         ({"long_side_px": "224"}, "long_side_px is '224'"),
         ({"long_side_px": 0}, "long_side_px is 0"),
         ({"aspect": "crop"}, "aspect is 'crop', not 'keep' or 'square'"),
+        ({"jpeg_quality": 96}, "jpeg_quality is 96, not 1 to 95"),
         ({"interpolation": "nearest"}, "interpolation is 'nearest', not 'bicubic' or 'bilinear'"),
     ],
 )
@@ -483,7 +493,7 @@ def test_settings_that_cannot_be_used_are_named(wrong, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", sorted(set(CHANGES) - {"stain"}))
+@pytest.mark.parametrize("missing", sorted(set(CHANGES) - {"stain", "jpeg_quality"}))
 def test_a_missing_setting_is_named(missing):
     stored = PREP.to_json()
     del stored[missing]

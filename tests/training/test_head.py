@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,16 +101,31 @@ def test_inner_scores_come_from_heads_that_did_not_see_the_patient():
     assert inner < 0.7
 
 
-def test_chosen_strength_has_the_lowest_inner_loss():
+def inner_losses(x, y, groups, strength):
+    """Weighted loss of each image on the inner folds, of one strength by itself."""
+    inner = fit_head(x, y, groups, n_classes=2, strengths=[strength]).inner
+    return -np.log(inner[np.arange(len(y)), y]) * balanced_weights(y, groups)
+
+
+def test_lowest_takes_the_strength_of_the_lowest_inner_loss():
     x, y, groups = clustered(7)
-    weights = balanced_weights(y, groups)
+    chosen = fit_head(x, y, groups, n_classes=2, choice="lowest").strength
+    assert chosen == min(STRENGTHS, key=lambda c: inner_losses(x, y, groups, c).mean())
 
-    def loss(strength):
-        inner = fit_head(x, y, groups, n_classes=2, strengths=[strength]).inner
-        return -(np.log(inner[np.arange(len(y)), y]) * weights).mean()
 
-    chosen = fit_head(x, y, groups, n_classes=2).strength
-    assert chosen == min(STRENGTHS, key=loss)
+def test_one_se_takes_the_strongest_that_is_not_worse_by_a_standard_error_over_groups():
+    seen = set()
+    for seed in range(7, 15):
+        x, y, groups = clustered(seed)
+        losses = {c: inner_losses(x, y, groups, c) for c in STRENGTHS}
+        best = min(STRENGTHS, key=lambda c: losses[c].mean())
+        sums = pd.Series(losses[best]).groupby(groups).sum()
+        limit = losses[best].mean() + sums.std() * np.sqrt(len(sums)) / len(y)
+        expected = min(c for c in STRENGTHS if losses[c].mean() <= limit)
+        assert fit_head(x, y, groups, n_classes=2).strength == expected
+        seen.add(expected == best)
+    # the rule is not empty on these
+    assert False in seen
 
 
 def test_constant_features_do_no_harm():

@@ -7,7 +7,6 @@ severity 0 it returns the very same pixels; the same image and severity always g
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from lobule.data.images import ImageArray, decode
+from lobule.data.images import ImageArray, recompressed
 from lobule.data.stain import DENSITY, to_levels
 from lobule.errors import UsageError
 
@@ -76,9 +75,7 @@ def jpeg(image: ImageArray, level: float) -> ImageArray:
     """Save as JPEG of quality 100 - level, level 0 to 99, where 0 stands for not at all."""
     if level == 0:
         return image
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "JPEG", quality=round(100 - level))
-    return decode(encoded.getvalue(), "JPEG in memory")
+    return recompressed(image, round(100 - level))
 
 
 def scale(image: ImageArray, level: float) -> ImageArray:

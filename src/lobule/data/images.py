@@ -197,6 +197,13 @@ def _to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
+def recompressed(image: ImageArray, quality: int) -> ImageArray:
+    """Return an image (h, w, 3) uint8 as a JPEG of this quality, 1 to 95, would show it."""
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "JPEG", quality=quality)
+    return decode(encoded.getvalue(), "JPEG in memory")
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a decoded image becomes the input of a network; stored in model.json.
@@ -207,6 +214,8 @@ class Preprocessing:
     interpolation: Pillow's antialiased "bicubic" or "bilinear".
     mean, std: per channel (R, G, B), of values scaled to [0, 1].
     stain: what stained images are made to look like after resizing; None leaves them as they are.
+    jpeg_quality: of a JPEG that each image is made into first, so that all have lost as much in
+        compression; None leaves them as they are.
     """
 
     long_side_px: int
@@ -215,6 +224,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     stain: StainTarget | None = None
+    jpeg_quality: int | None = None
 
     @property
     def id(self) -> str:
@@ -223,9 +233,8 @@ class Preprocessing:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain types; `stain` only where there is one."""
-        fields = asdict(self)
-        del fields["stain"]
+        """Return plain types; `stain` and `jpeg_quality` only where there is one."""
+        fields = {key: value for key, value in asdict(self).items() if value is not None}
         return fields if self.stain is None else fields | {"stain": self.stain.to_json()}
 
     @classmethod
@@ -252,6 +261,8 @@ class Preprocessing:
             raise ValueError(
                 f"interpolation is {self.interpolation!r}, not 'bicubic' or 'bilinear'"
             )
+        if self.jpeg_quality is not None and self.jpeg_quality not in range(1, 96):
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality!r}, not 1 to 95")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} are not three each, std above 0")
 
@@ -263,10 +274,13 @@ class Preprocessing:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def resize(self, image: ImageArray) -> ImageArray:
-        """Resize (h, w, 3) uint8 with antialiasing, and normalise its stain where that is asked.
+        """Resize (h, w, 3) uint8 with antialiasing; recompress it before, normalise its stain after.
 
-        One of the right size is not resampled; one that does not tell its stain is left as it is.
+        The last two only where that is asked. One of the right size is not resampled; one that does
+        not tell its stain is left as it is.
         """
+        if self.jpeg_quality is not None:
+            image = recompressed(image, self.jpeg_quality)
         height, width = image.shape[:2]
         target = self.size(width, height)
         if target != (width, height):

@@ -19,7 +19,7 @@ from lobule.evaluation.locked import Locked, lock
 from lobule.evaluation.predictions import Predictions, make_predictions
 from lobule.models.classifier import Features, Heads, Matrix
 from lobule.progress import Progress, no_progress
-from lobule.training.head import fit_head, fit_plain
+from lobule.training.head import StrengthChoice, fit_head, fit_plain
 from lobule.training.recipe import Recipe
 
 
@@ -43,11 +43,12 @@ def fit(
     *,
     n_classes: int,
     seed: int = 0,
+    choice: StrengthChoice = "one-se",
 ) -> Fitted:
     """Fit the head and both baselines on the given images; arguments as `fit_head`."""
     # many small factorisations: several threads would spend their time waiting for each other
     with threadpool_limits(1, user_api="blas"):
-        tissue = fit_head(features.views, y, groups, n_classes=n_classes, seed=seed)
+        tissue = fit_head(features.views, y, groups, n_classes=n_classes, seed=seed, choice=choice)
         colour = fit_plain(features.colour, y, groups, n_classes=n_classes)
     heads = Heads(
         tissue=tissue.head,
@@ -93,8 +94,9 @@ def out_of_fold(
         train, test = fold != k, fold == k
         inside = [g for g, keep in zip(groups, train, strict=True) if keep]
         fitted = fit(
-            features.where(train), y[train], inside, n_classes=len(classes), seed=recipe.seed
-        )
+            features.where(train), y[train], inside, n_classes=len(classes), seed=recipe.seed,
+            choice=recipe.regularisation,
+        )  # fmt: skip
         locked = lock_on(
             manifest.where(train), fitted.inner, inside, recipe,
             source=f"inner folds of fold {k + 1}",

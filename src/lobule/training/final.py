@@ -74,7 +74,10 @@ def keep_frozen(
     features, oof: of the manifest's images. held_out: features of the images to be judged on.
     """
     y = class_indices(manifest.table["label"], manifest.classes)
-    fitted = fit(features, y, groups, n_classes=len(manifest.classes), seed=recipe.seed)
+    fitted = fit(
+        features, y, groups, n_classes=len(manifest.classes), seed=recipe.seed,
+        choice=recipe.regularisation,
+    )  # fmt: skip
     gate = None
     if manifest.patients_known:
         # how far images of a new patient may lie is not told by others of the same patient

@@ -176,7 +176,7 @@ def tune_model(
         seen = bench.features.where(train)
         fitted = fit(
             seen, bench.y[train], inside, n_classes=len(bench.manifest.classes),
-            seed=bench.recipe.seed,
+            seed=bench.recipe.seed, choice=bench.recipe.regularisation,
         )  # fmt: skip
         network.take_head(fitted.heads.tissue, seen.views.reshape(-1, seen.views.shape[-1]))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation strengths tried: C of scikit-learn, for weights of mean 1 an image."""
 
 INNER_FOLDS = 5
+
+StrengthChoice = Literal["one-se", "lowest"]
+"""How the strength is chosen, see `fit_head`."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,16 @@ def fit_head(
     n_classes: int,
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
+    choice: StrengthChoice = "one-se",
 ) -> FittedHead:
     """Fit a head and choose its strength on folds of the given groups only.
 
     features: (n, views, d). y: (n,) class indices below n_classes. groups: (n,) what must stay
     together; inside, too, no group is scored by a head that saw it.
-    The strength with the lowest weighted log loss wins; of equals the smaller (stronger
-    regularisation).
+    choice: "one-se" takes the strongest regularisation whose weighted log loss on the inner folds
+    is within one standard error of the lowest, "lowest" that with the lowest itself; the error is
+    that of a sum over groups, which are few. Source: Breiman, Friedman, Olshen & Stone,
+    Classification and Regression Trees (1984), section 3.4.3.
     Raises DataError if a class has fewer than two groups.
     """
     labels = [str(label) for label in y]
@@ -80,10 +87,22 @@ def fit_head(
                 _spread(head, y[train], n_classes), features[~train]
             )
     picked = np.take_along_axis(scores, y[None, :, None], axis=2)[..., 0]
-    losses = -(np.log(np.clip(picked, 1e-12, None)) * weights).mean(axis=1)
-    best = int(losses.argmin())
+    losses = -np.log(np.clip(picked, 1e-12, None)) * weights
+    best = _chosen(losses, groups, choice)
     (head,) = _fit_path(features, y, weights, [strengths[best]])
     return FittedHead(_spread(head, y, n_classes), float(strengths[best]), scores[best])
+
+
+def _chosen(losses: Matrix, groups: Sequence[str], choice: StrengthChoice) -> int:
+    """Return which strength is taken. losses: (strengths, n), weaker regularisation last."""
+    mean = losses.mean(axis=1)
+    best = int(mean.argmin())
+    if choice == "lowest":
+        return best
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    of_group = np.bincount(index, losses[best], len(names))
+    error = np.sqrt(len(names)) * of_group.std(ddof=1) / losses.shape[1]
+    return int(np.flatnonzero(mean <= mean[best] + error)[0])
 
 
 def fit_plain(

@@ -15,6 +15,7 @@ from lobule.evaluation.locked import Targets
 from lobule.evaluation.recalibration import Method
 from lobule.models.backbones import DEFAULT, Backbone, load_backbone
 from lobule.models.folder import Pooling
+from lobule.training.head import StrengthChoice
 from lobule.training.tuning import Tuning
 
 SIZE_RANGE_PX = (224, 560)
@@ -33,7 +34,9 @@ class Recipe:
     safetensors file for it, or "none" for random ones. pooling: what is taken from it, see
     `models.folder.Pooling`; of a tuned network its own features. long_side_px: length of the longer
     side of the input; None takes the median of the images, within SIZE_RANGE_PX.
-    stain_normalisation: how all images are made to look alike, if at all. folds: parts of the
+    stain_normalisation: how all images are made to look alike, if at all. recompression: JPEG
+    quality that all are brought to first; None leaves them. regularisation: how the strength of
+    the head is chosen on inner folds. folds: parts of the
     cross-validation. sensitivity: what the operating point must reach; specificity, where given,
     in its place. calibration: how probabilities are recalibrated on honest scores. coverage: share
     of images of new patients whose set of classes is to hold the true one. seed: of the split, the
@@ -47,6 +50,8 @@ class Recipe:
     pooling: Pooling = "last"
     long_side_px: int | None = None
     stain_normalisation: Literal["none", "macenko", "reinhard"] = "none"
+    recompression: int | None = None
+    regularisation: StrengthChoice = "one-se"
     folds: int = 5
     sensitivity: float = 0.95
     specificity: float | None = None
@@ -63,6 +68,8 @@ class Recipe:
             raise UsageError(f"--size must be 32 to 4096 pixels, got {self.long_side_px}")
         if not 0 < self.sensitivity <= 1:
             raise UsageError(f"--sensitivity must be over 0 and at most 1, got {self.sensitivity}")
+        if self.recompression is not None and not 1 <= self.recompression <= 95:
+            raise UsageError(f"recompression must be 1 to 95, got {self.recompression}")
         if self.specificity is not None and not 0 < self.specificity <= 1:
             raise UsageError(f"--specificity must be over 0 and at most 1, got {self.specificity}")
         if not 0 < self.coverage < 1:
@@ -103,7 +110,7 @@ class Recipe:
             longest = manifest.table[["width", "height"]].max(axis=1).median()
             low, high = SIZE_RANGE_PX
             long_side_px = int(min(high, max(low, longest)))
-        prep = backbone.preprocessing(long_side_px)
+        prep = replace(backbone.preprocessing(long_side_px), jpeg_quality=self.recompression)
         if self.stain_normalisation == "none":
             return prep
         some = manifest.table["path"].iloc[:: max(1, len(manifest) // STAIN_IMAGES)]
