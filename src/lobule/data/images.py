@@ -274,7 +274,7 @@ class Preprocessing:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def resize(self, image: ImageArray) -> ImageArray:
-        """Resize (h, w, 3) uint8 with antialiasing; recompress it before, normalise its stain after.
+        """Resize (h, w, 3) uint8 with antialiasing; recompress before, normalise the stain after.
 
         The last two only where that is asked. One of the right size is not resampled; one that does
         not tell its stain is left as it is.
