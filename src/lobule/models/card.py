@@ -207,7 +207,7 @@ def _gate(gate: Mapping[str, Any] | None, *, known: bool) -> str:
         f"a gate refuses pictures unlike those trained on; set to let {gate['kept']:.0%} of images "
         f"of unseen patients through, it let {gate['accepted']:.1%} through ({gate['source']}). It "
         "knows photographs, text, noise, glass and heavy blur from tissue. Measured on breast "
-        "tissue at 100X, it also let through 17% of images of skin, a third of those of another "
+        "tissue at 100X, it also let through 17% of images of skin, a quarter of those of another "
         "stain, all of a neighbouring magnification and most with a mild blur or other colours. "
         "It says nothing of whether an answer is right"
     )
