@@ -226,7 +226,7 @@ def _evaluation(labelled: Predictions, draws: int, seed: int) -> Evaluation:
 
 def _drift(model: Model, predictions: Predictions, draws: int, seed: int) -> Drift | None:
     """Hold the scores against those of the model's folds, if it keeps any."""
-    kept = getattr(model.info, "out_of_fold", None)
+    kept = model.info.out_of_fold
     if not kept:
         return None
     prob = predictions.probabilities()
@@ -244,9 +244,9 @@ def _drift(model: Model, predictions: Predictions, draws: int, seed: int) -> Dri
 
 
 def _refused(predictions: Predictions, draws: int, seed: int) -> Interval | None:
-    if "accepted" not in predictions.table:
+    if predictions.accepted is None:
         return None
-    refused = ~predictions.table["accepted"].to_numpy(dtype=bool)
+    refused = ~predictions.accepted
 
     def statistic(weight: FloatArray) -> dict[str, FloatArray]:
         return {"refused": ratio(weight @ refused, weight.sum(axis=-1))}
