@@ -51,7 +51,7 @@ def test_a_size_that_is_given_is_taken(backbone):
         ({"sensitivity": 0.0}, "--sensitivity must be over 0 and at most 1, got 0"),
         ({"specificity": 1.1}, "--specificity must be over 0 and at most 1, got 1.1"),
         ({"recompression": 0}, "recompression must be 1 to 95, got 0"),
-        ({"coverage": 1.0}, "coverage must lie between 0 and 1, got 1.0"),
+        ({"coverage": 1.0}, "coverage must be over 0 and below 1, got 1.0"),
         ({"sensitivity": 1.5}, "--sensitivity must be over 0 and at most 1, got 1.5"),
         ({"seed": -1}, "--seed must be 0 or more, got -1"),
     ],

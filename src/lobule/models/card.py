@@ -127,9 +127,11 @@ def _licence(record: Mapping[str, Any]) -> Iterator[Fact]:
 
 
 def _size(prep: Mapping[str, Any]) -> str:
+    quality = prep.get("jpeg_quality")
+    first = "" if quality is None else f"brought to JPEG quality {quality}, "
     if prep["aspect"] == "square":
-        return f"squashed to {prep['long_side_px']} x {prep['long_side_px']} px"
-    return f"longer side scaled to {prep['long_side_px']} px, aspect kept"
+        return f"{first}squashed to {prep['long_side_px']} x {prep['long_side_px']} px"
+    return f"{first}longer side scaled to {prep['long_side_px']} px, aspect kept"
 
 
 def _operating_points(record: Mapping[str, Any]) -> list[Fact]:

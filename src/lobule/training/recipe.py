@@ -26,6 +26,11 @@ STAIN_IMAGES = 64
 """About how many images tell what stain all are given: medians of more hardly differ."""
 
 
+RECOMPRESSION = 70
+"""JPEG quality by measurement: it costs no accuracy that could be shown, and a model loses half as
+much on photographs of another stain or compression (docs/results.md)."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings of a run.
@@ -50,7 +55,7 @@ class Recipe:
     pooling: Pooling = "last"
     long_side_px: int | None = None
     stain_normalisation: Literal["none", "macenko", "reinhard"] = "none"
-    recompression: int | None = None
+    recompression: int | None = RECOMPRESSION
     regularisation: StrengthChoice = "one-se"
     folds: int = 5
     sensitivity: float = 0.95
@@ -73,7 +78,7 @@ class Recipe:
         if self.specificity is not None and not 0 < self.specificity <= 1:
             raise UsageError(f"--specificity must be over 0 and at most 1, got {self.specificity}")
         if not 0 < self.coverage < 1:
-            raise UsageError(f"coverage must lie between 0 and 1, got {self.coverage}")
+            raise UsageError(f"coverage must be over 0 and below 1, got {self.coverage}")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more, got {self.seed}")
         if self.tuning is not None and self.pooling != "last":
@@ -126,12 +131,13 @@ class Recipe:
 RECIPES = {
     "features": Recipe(),
     # the longer side by what two cores tune in minutes; see docs/results.md
-    "finetune": Recipe(name="finetune", long_side_px=384, tuning=Tuning()),
+    "finetune": Recipe(name="finetune", long_side_px=384, recompression=None, tuning=Tuning()),
     # the tutorial that Lobule grew from: what it got right as it was, the rest mended
     "densenet201": Recipe(
         name="densenet201",
         backbone="densenet201",
         long_side_px=224,
+        recompression=None,
         tuning=Tuning(
             epochs=60,
             batch_size=16,
