@@ -8,13 +8,17 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from lobule.cli.app import app
 from lobule.data.scan import scan
 from lobule.errors import DataError, ImageError
+from lobule.evaluation.predictions import read_predictions
 from lobule.inference.predictor import predict
 from lobule.models.bundle import load_model
+from lobule.training.recipe import Recipe
+from lobule.workflow import train
 
 
 @pytest.fixture
@@ -57,6 +61,45 @@ def test_decision_is_taken_at_the_stored_threshold(finished_run, folder):
     assert (table["threshold"] == threshold).all()
     expected = np.where(table["prob_malignant"] >= threshold, "malignant", "benign")
     assert table["decision"].tolist() == expected.tolist()
+
+
+def test_sets_hold_the_classes_that_the_stored_quantile_lets_in(finished_run, folder):
+    found = predict(finished_run.model, folder)
+    quantile = finished_run.model.info.sets["quantile"]
+    limit = np.inf if quantile is None else quantile
+    assert np.array_equal(found.sets, 1 - found.probabilities() <= limit)
+
+
+def test_what_is_no_tissue_is_refused_and_keeps_its_probabilities(finished_run, folder, tmp_path):
+    page = Image.new("RGB", (350, 230), "white")
+    ImageDraw.Draw(page).text((5, 5), "benign malignant in situ\n" * 15, "black", font_size=14)
+    page.save(folder / "page.png")
+    model = finished_run.folder / "model"
+    found = predict(load_model(model), folder)
+    gate = finished_run.model.gate
+    assert np.array_equal(found.accepted, found.table["ood_score"] <= gate.threshold)
+    accepted = found.table.set_index("path")["accepted"]
+    assert not accepted["page.png"]
+    assert accepted.drop("page.png").mean() > 0.5
+    assert np.allclose(found.probabilities().sum(axis=1), 1)
+    shown = CliRunner().invoke(app, ["predict", str(model), str(folder / "page.png")])
+    assert shown.exit_code == 0, shown.output
+    assert " refused " in shown.stdout
+
+
+def test_recalibration_is_stored_and_used_on_new_images(tissue, folder, tmp_path):
+    recipe = Recipe(folds=3, long_side_px=64, calibration="temperature", specificity=0.8)
+    run = train(tissue.images, tmp_path / "run", recipe=recipe)
+    info = run.model.info
+    assert info.operating_points["image"]["target"] == "specificity"
+    found = predict(load_model(run.folder / "model"), folder)
+    before, temperature = found.probabilities("raw"), info.calibration["temperature"]
+    scaled = before ** (1 / temperature)
+    expected = scaled / scaled.sum(axis=1, keepdims=True)
+    assert np.abs(found.probabilities() - expected).max() < 1e-6
+    oof = read_predictions(run.folder / "predictions.parquet")
+    assert oof.has("raw")
+    assert not np.allclose(oof.probabilities("raw"), oof.probabilities())
 
 
 def test_rows_carry_the_identity_of_the_model(finished_run, folder):

@@ -31,12 +31,27 @@ def test_a_model_comes_back_as_it_was(finished_run, folder):
     assert np.array_equal(back.heads.tissue.weight, model.heads.tissue.weight)
     assert np.array_equal(back.heads.colour.bias, model.heads.colour.bias)
     assert np.array_equal(back.heads.prior, model.heads.prior)
+    assert np.array_equal(back.gate.basis, model.gate.basis)
+    assert back.gate.threshold == model.gate.threshold
 
 
 def test_saving_again_writes_the_same_weights(folder, tmp_path):
     save_model(load_model(folder), tmp_path / "again")
     name = "weights.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_model_from_before_there_were_gates_and_sets_is_read(finished_run, tmp_path):
+    model = finished_run.model
+    ungated = make_model(model.info, model.backbone, model.preprocessing, model.heads)
+    save_model(ungated, tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    for field in ("sets", "out_of_fold", "gate", "reporting"):
+        del record[field]
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    back = load_model(tmp_path)
+    assert back.gate is None
+    assert (back.info.sets, back.info.reporting) == ({}, [])
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused(folder):
