@@ -17,7 +17,6 @@ from torch import nn
 from lobule.models import backbones
 from lobule.models.backbones import load_backbone
 from lobule.models.engines import (
-    PROGRAMS,
     NotRunnableError,
     checked,
     convert,
@@ -142,25 +141,6 @@ class _Fickle(nn.Module):
     def forward(self, x):
         mean = x.mean(dim=(2, 3))
         return mean if x.sum() <= 0 else -mean
-
-
-def test_programs_for_the_latest_sizes_are_kept_and_no_more():
-    converted = convert(_Colours(), (40, 40))
-    made = []
-
-    def model_of(shape):
-        made.append(shape)
-        return converted
-
-    engine = openvino_engine(model_of, "fp32")
-    sizes = [(40 + k, 40) for k in range(PROGRAMS + 1)]
-    for size in [*sizes[:2], *sizes[:2]]:
-        engine.run(np.zeros((1, 3, *size), np.float32))
-    assert made == sizes[:2]
-    for size in [*sizes[2:], sizes[1], sizes[0]]:
-        engine.run(np.zeros((1, 3, *size), np.float32))
-    # one more than are kept: the first was dropped and made again, the second was not
-    assert made == [*sizes, sizes[0]]
 
 
 def test_a_program_that_disagrees_with_torch_is_not_used(caplog):

@@ -45,7 +45,7 @@ def edit(file, change):
 
 def test_the_section_is_there_only_where_a_network_was_tuned(page, run, tmp_path):
     assert page.one("section", id="training").one("h2").text == "Training"
-    assert [a.text for a in page.one("nav").all("a")][-4:-2] == ["Training", "Model card"]
+    assert [a.text for a in page.one("nav").all("a")][-5:-3] == ["Training", "Model card"]
     other = read(report(run, out=tmp_path / "report.html"))
     assert not list(other.all(id="training"))
     assert "Training" not in other.one("nav").text

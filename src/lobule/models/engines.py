@@ -54,11 +54,6 @@ class Engine:
     run: Run
 
 
-PROGRAMS = 8
-"""Programs that are kept of an engine, some 70 MB each, for one size each. Photographs of a camera
-need two, lying and across; a folder of pictures from everywhere would fill the memory."""
-
-
 class NotRunnableError(RuntimeError):
     """A program cannot be made or run at this size by this engine."""
 
@@ -216,19 +211,15 @@ def _each(one: Run, at_once: int) -> Run:
 
 
 def _by_shape(compile_for: Callable[[Shape], Run]) -> Run:
-    """Return what runs each batch by the program for its size, of which the latest are kept."""
     programs: dict[Shape, Run] = {}
     making = threading.Lock()
 
     def run(batch: Batch) -> Batch:
         shape = (batch.shape[2], batch.shape[3])
         with making:
-            program = programs.pop(shape) if shape in programs else compile_for(shape)
-            # put last, so that the first is the one not used for longest
-            programs[shape] = program
-            if len(programs) > PROGRAMS:
-                del programs[next(iter(programs))]
-        return program(batch)
+            if shape not in programs:
+                programs[shape] = compile_for(shape)
+        return programs[shape](batch)
 
     return run
 

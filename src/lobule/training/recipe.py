@@ -26,11 +26,6 @@ STAIN_IMAGES = 64
 """About how many images tell what stain all are given: medians of more hardly differ."""
 
 
-RECOMPRESSION = 70
-"""JPEG quality by measurement: it costs no accuracy that could be shown, and a model loses half as
-much on photographs of another stain or compression (docs/results.md)."""
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Settings of a run.
@@ -55,7 +50,7 @@ class Recipe:
     pooling: Pooling = "last"
     long_side_px: int | None = None
     stain_normalisation: Literal["none", "macenko", "reinhard"] = "none"
-    recompression: int | None = RECOMPRESSION
+    recompression: int | None = None
     regularisation: StrengthChoice = "one-se"
     folds: int = 5
     sensitivity: float = 0.95
@@ -131,13 +126,12 @@ class Recipe:
 RECIPES = {
     "features": Recipe(),
     # the longer side by what two cores tune in minutes; see docs/results.md
-    "finetune": Recipe(name="finetune", long_side_px=384, recompression=None, tuning=Tuning()),
+    "finetune": Recipe(name="finetune", long_side_px=384, tuning=Tuning()),
     # the tutorial that Lobule grew from: what it got right as it was, the rest mended
     "densenet201": Recipe(
         name="densenet201",
         backbone="densenet201",
         long_side_px=224,
-        recompression=None,
         tuning=Tuning(
             epochs=60,
             batch_size=16,
