@@ -16,7 +16,7 @@ from scipy.stats import norm
 from lobule.errors import DataError, UsageError
 from lobule.evaluation.intervals import (
     Interval,
-    paired_difference,
+    paired,
     patient_bootstrap,
     patient_weights,
 )
@@ -208,15 +208,15 @@ def test_an_undefined_estimate_says_so():
 def test_a_difference_is_taken_on_the_same_draws():
     patient, y, score = cohort(4, n_patients=20)
     other = score + np.random.default_rng(0).normal(size=len(y))
-    found = paired_difference(auc(y, score), auc(y, other), patient, draws=300, seed=7)["roc_auc"]
+    found = paired(auc(y, score), auc(y, other), patient, draws=300, seed=7)["roc_auc"].difference
     weights = all_weights(patient, draws=300, seed=7)
     gap = roc_auc(y, score, weights) - roc_auc(y, other, weights)
     low, high = np.nanquantile(gap, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
     assert found.estimate == pytest.approx(float(roc_auc(y, score) - roc_auc(y, other)))
-    inner = paired_difference(auc(y, score), auc(y, other), patient, draws=300, seed=7, level=0.5)[
+    inner = paired(auc(y, score), auc(y, other), patient, draws=300, seed=7, level=0.5)[
         "roc_auc"
-    ]
+    ].difference
     assert inner.low == pytest.approx(np.nanquantile(gap, 0.25), abs=1e-12)
     apart = patient_bootstrap(auc(y, score), patient, draws=300)["roc_auc"]
     assert found.high - found.low < apart.high - apart.low
@@ -224,14 +224,14 @@ def test_a_difference_is_taken_on_the_same_draws():
 
 def test_a_model_differs_from_itself_by_nothing():
     patient, y, score = cohort(5)
-    found = paired_difference(auc(y, score), auc(y, 2 * score), patient, draws=100)["roc_auc"]
+    found = paired(auc(y, score), auc(y, 2 * score), patient, draws=100)["roc_auc"].difference
     assert (found.estimate, found.low, found.high) == (0, 0, 0)
 
 
 def test_only_like_is_subtracted_from_like():
     patient, y, score = cohort(6)
     with pytest.raises(UsageError, match=r"cannot subtract \['other'\] from \['roc_auc'\]"):
-        paired_difference(auc(y, score), lambda w: {"other": roc_auc(y, score, w)}, patient)
+        paired(auc(y, score), lambda w: {"other": roc_auc(y, score, w)}, patient)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])

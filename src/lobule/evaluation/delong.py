@@ -33,7 +33,7 @@ def delong(y: ArrayLike, first: ArrayLike, second: ArrayLike) -> DeLong:
     y: (n,) int in {0, 1}. first, second: (n,) finite float, higher for class 1; ties count one
     half. Images are taken as independent, which several images of one patient are not: the
     standard error is then too small. It is a cross-check of the patient bootstrap
-    (`intervals.paired_difference`) and does not replace it.
+    (`intervals.paired`) and does not replace it.
 
     The areas are nan where a class is absent, the standard error and the p value where one has
     fewer than two images. Without a difference the p value is 1, and with one that has no variance

@@ -21,7 +21,8 @@ from lobule.evaluation.intervals import (
     FloatArray,
     Interval,
     Statistic,
-    paired_difference,
+    equal_shares,
+    paired,
     patient_bootstrap,
 )
 from lobule.evaluation.metrics import (
@@ -200,7 +201,7 @@ def _level(
     sets = units.sets if kind == "prob" else None
     accepted = units.accepted if kind == "prob" else None
     # the promise of sets is for patients who each count the same
-    share = 1 / units.groups.map(units.groups.value_counts()).to_numpy(dtype=np.float64)
+    share = equal_shares(units.groups)
 
     def statistic(weight: FloatArray) -> dict[str, FloatArray]:
         values = score_metrics(y, prob, weight)
@@ -298,8 +299,8 @@ def _gain(units: Predictions, kind: str, draws: int, seed: int) -> Interval:
 
         return statistic
 
-    found = paired_difference(auc("prob"), auc(kind), units.groups, draws=draws, seed=seed)
-    return found["roc_auc"]
+    found = paired(auc("prob"), auc(kind), units.groups, draws=draws, seed=seed)
+    return found["roc_auc"].difference
 
 
 def _subgroups(predictions: Predictions, column: str, draws: int, seed: int) -> list[Subgroup]:

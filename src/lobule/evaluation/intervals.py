@@ -128,6 +128,16 @@ def _patients(
     return names, index
 
 
+def equal_shares(patient: Sequence[object] | NDArray[Any]) -> FloatArray:
+    """Return (n,) what each row counts for where every patient counts 1: one over its rows.
+
+    patient: (n,) names, as `patient_weights` takes them; so are the errors.
+    """
+    _, index = _patients(patient)
+    shares: FloatArray = 1 / np.bincount(index)[index]
+    return shares
+
+
 def patient_bootstrap(
     statistic: Statistic,
     patient: Sequence[object] | NDArray[Any],
@@ -223,17 +233,3 @@ def paired(
 
 
 _PAIR = ("first", "second", "difference")
-
-
-def paired_difference(
-    first: Statistic,
-    second: Statistic,
-    patient: Sequence[object] | NDArray[Any],
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Return only the differences of `paired`."""
-    found = paired(first, second, patient, draws=draws, seed=seed, level=level)
-    return {name: pair.difference for name, pair in found.items()}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from lobule.errors import ModelError
 from lobule.evaluation.conformal import group_quantile, true_class_scores
-from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level
+from lobule.evaluation.intervals import equal_shares
+from lobule.evaluation.predictions import LEVELS, Level, Predictions, at_level, threshold_column
 from lobule.evaluation.recalibration import Method, Recalibration, fit_recalibration
 from lobule.evaluation.thresholds import OperatingPoint, choose_threshold
 
@@ -109,11 +110,6 @@ class Locked:
             ) from error
 
 
-def threshold_column(level: Level) -> str:
-    """Return the column of a predictions table that holds the threshold of a level."""
-    return "threshold" if level == "image" else f"threshold_{level}"
-
-
 def lock(scored: Predictions, groups: Sequence[str], targets: Targets, *, source: str) -> Locked:
     """Settle everything on honest scores of labelled images.
 
@@ -123,15 +119,14 @@ def lock(scored: Predictions, groups: Sequence[str], targets: Targets, *, source
     every patient the same; so do the sets.
     Raises UsageError for targets out of range.
     """
-    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    share = 1 / np.bincount(index)[index]
-    recalibration = fit_recalibration(targets.calibration, scored.y, scored.probabilities(), share)
-    prob = recalibration(scored.probabilities())
+    given = scored.probabilities()
+    recalibration = fit_recalibration(targets.calibration, scored.y, given, equal_shares(groups))
+    prob = recalibration(given)
     quantile = group_quantile(true_class_scores(scored.y, prob), groups, alpha=1 - targets.coverage)
     points = {}
     if len(scored.classes) == 2:
         points = _points(_with(scored, prob), targets, source)
-    return Locked(recalibration, points, targets.coverage, quantile, source, len(names))
+    return Locked(recalibration, points, targets.coverage, quantile, source, len(set(groups)))
 
 
 def _with(scored: Predictions, prob: Matrix) -> Predictions:

@@ -69,6 +69,13 @@ class Predictions:
         values: NDArray[np.float64] = self.table[columns].to_numpy(dtype=np.float64)
         return values
 
+    @property
+    def score(self) -> NDArray[np.float64]:
+        """Return (n,) the probability of the positive class of two, of more the highest one."""
+        prob = self.probabilities()
+        score: NDArray[np.float64] = prob[:, 1] if len(self.classes) == 2 else prob.max(axis=1)
+        return score
+
     def has(self, kind: str) -> bool:
         """Whether the table has the probability columns of `kind`."""
         return all(f"{kind}_{name}" in self.table for name in self.classes)
@@ -142,6 +149,11 @@ def make_predictions(
     index = decide(prob, limits.get("threshold"))
     columns["decision"] = np.array(classes)[index]
     return Predictions(pd.DataFrame({**columns, **identity}), classes)
+
+
+def threshold_column(level: Level) -> str:
+    """Return the column that holds the threshold of a level."""
+    return "threshold" if level == "image" else f"threshold_{level}"
 
 
 def decide(
@@ -286,8 +298,8 @@ def at_level(predictions: Predictions, level: Level) -> Predictions:
     units["label"] = np.array(predictions.classes)[units["y"]]
     units["patient"] = grouped["patient"].first()
     units[thresholds] = grouped[thresholds].first()
-    if f"threshold_{level}" in units:
-        units["threshold"] = units[f"threshold_{level}"]
+    if threshold_column(level) in units:
+        units["threshold"] = units[threshold_column(level)]
     elif "threshold" in units:
         # an operating point belongs to one level; without its own a level has none
         units = units.drop(columns="threshold")

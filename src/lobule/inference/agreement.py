@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lobule.data.images import N_VIEWS
 from lobule.data.manifest import Manifest, class_indices
 from lobule.errors import ModelError
-from lobule.evaluation.intervals import Interval, Statistic, paired_difference
+from lobule.evaluation.intervals import Interval, Statistic, paired
 from lobule.evaluation.metrics import roc_auc
 from lobule.evaluation.predictions import decide
 from lobule.models.bundle import Model
@@ -113,7 +113,7 @@ def auc_gain(
     def auc_of(prob: Matrix) -> Statistic:
         return lambda weight: {"roc_auc": roc_auc(y, prob[:, 1], weight)}
 
-    return paired_difference(auc_of(found), auc_of(expected), images.groups.tolist())["roc_auc"]
+    return paired(auc_of(found), auc_of(expected), images.groups.tolist())["roc_auc"].difference
 
 
 def _extractor(model: Model, engine: Engine) -> Extractor:

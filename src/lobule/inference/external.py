@@ -229,11 +229,9 @@ def _drift(model: Model, predictions: Predictions, draws: int, seed: int) -> Dri
     kept = model.info.out_of_fold
     if not kept:
         return None
-    prob = predictions.probabilities()
-    two = len(predictions.classes) == 2
     point = model.info.operating_points.get("image")
     return score_drift(
-        prob[:, 1] if two else prob.max(axis=1),
+        predictions.score,
         predictions.groups.tolist(),
         kept["quantiles"],
         threshold=None if point is None else float(point["threshold"]),

@@ -108,7 +108,7 @@ def predict_with(
     locked = Locked.of(model.info)
     gated = None
     if model.gate is not None:
-        gated = Gated(strange[done], strange[done] <= model.gate.threshold)
+        gated = Gated(strange[done], model.gate.passes(strange[done]))
     if extractor.views != N_VIEWS and locked.points:
         _log.warning("the operating point was chosen on the mean of %d views, not on one", N_VIEWS)
     predictions = make_predictions(

@@ -38,13 +38,21 @@ class Gate:
         length 1, as in Sun et al., "Out-of-distribution detection with deep nearest neighbors",
         ICML (2022).
         """
-        off = directions(features) - self.mean
+        return self.distance(directions(features))
+
+    def distance(self, seen: Matrix) -> Matrix:
+        """Return the score of each of `directions` (n, d)."""
+        off = seen - self.mean
         rest: Matrix = ((off - (off @ self.basis.T) @ self.basis) ** 2).sum(axis=1)
         return rest
 
     def accepts(self, features: Features) -> NDArray[np.bool_]:
         """Return (n,) bool: whether the image may be answered; never where the score is nan."""
-        return self.score(features) <= self.threshold
+        return self.passes(self.score(features))
+
+    def passes(self, score: Matrix) -> NDArray[np.bool_]:
+        """Return which of scores (n,) are let through."""
+        return score <= self.threshold
 
     def to_tensors(self) -> dict[str, Matrix]:
         """Return float64 arrays by name; `from_tensors` makes the same gate of them."""

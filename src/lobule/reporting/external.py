@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +55,22 @@ def _plots(found: External) -> Iterator[Plot]:
     """Yield ROC curve and reliability per image, and the ROC curve per patient."""
     if found.evaluation is None:
         return
-    roc, _, reliability, *_ = level_plots(found.evaluation, found.labelled, "image")
+    roc, _, reliability = islice(level_plots(found.evaluation, found.labelled, "image"), 3)
     yield from (roc, reliability)
     if found.evaluation.patients_known:
-        yield level_plots(found.evaluation, found.labelled, "patient")[0]
+        yield next(level_plots(found.evaluation, found.labelled, "patient"))
 
 
 def _drift(found: External) -> Plot | None:
     """Return where scores lie, or None where there are none to compare with."""
     if found.drift is None:
         return None
-    prob, two = found.predictions.probabilities(), len(found.classes) == 2
-    meaning = found.classes[-1] if two else "the most probable class"
-    score = prob[:, 1] if two else prob.max(axis=1)
+    meaning = found.classes[-1] if len(found.classes) == 2 else "the most probable class"
     who = people(found.n_images, found.n_patients, known=found.patients_known)
     return Plot(
         "Where scores lie",
         f"Here: {who}. Outlined: {found.drift.source}, of the model's training.",
-        Markup(drift_figure(found.drift, score, meaning=meaning)),
+        Markup(drift_figure(found.drift, found.predictions.score, meaning=meaning)),
     )
 
 

@@ -170,58 +170,69 @@ def _figures(saved: Saved) -> dict[str, Any]:
         drawn = Markup(figures.leakage_figure(leakage.auc, SPLIT_NAMES))
     plots = [*level_plots(evaluation, saved.predictions, "image")]
     if evaluation.patients_known:
-        plots += level_plots(evaluation, saved.predictions, "patient")[:1]
+        plots.append(next(level_plots(evaluation, saved.predictions, "patient")))
     return {"leakage_figure": drawn, "split_names": SPLIT_NAMES, "plots": plots}
 
 
-def level_plots(evaluation: Evaluation, predictions: Predictions, level: Level) -> list[Plot]:
-    """Return the drawings of one level of labelled images: ROC first, reliability third."""
+def level_plots(evaluation: Evaluation, predictions: Predictions, level: Level) -> Iterator[Plot]:
+    """Yield the drawings of one level of labelled images: ROC, precision, reliability, and others.
+
+    Each is drawn when it is asked for, since bands take their time.
+    """
     units = at_level(predictions, level)
     of = f"{basis(evaluation)}."
     curves = _curves(units, "prob", "model")
-    titles = [
-        f"{kind}, per {level}" for kind in ("ROC curve", "Precision and recall", "Reliability")
-    ]
+
+    def plot(kind: str, caption: str, svg: str) -> Plot:
+        return Plot(f"{kind}, per {level}", caption, Markup(svg))
+
+    roc, precision, reliability = "ROC curve", "Precision and recall", "Reliability"
     if not curves:
         why = evaluation.levels[level].metrics["roc_auc"].reason or "a class is absent"
-        return [Plot(title, of, None, f"undefined: {why}") for title in titles]
+        for kind in (roc, precision, reliability):
+            yield Plot(f"{kind}, per {level}", of, None, f"undefined: {why}")
+        return
     compared = [
         curve
         for name in (COLOUR, FROZEN)
         if len(curves) == 1 and units.has(BASELINES[name])
         for curve in _curves(units, BASELINES[name], name)
     ]
+    beside = [*curves, *compared]
     band, said = None, ""
     if len(curves) == 1 and evaluation.n_patients > 1:
         band = figures.roc_band(curves[0].y, curves[0].score, units.groups.tolist())
         who = "patients" if evaluation.patients_known else "images"
         said = f" Band: pointwise 95%, {who} redrawn."
     roc_point, pr_point, marked = _points(evaluation, level)
-    before = _curves(units, "raw", "before calibration") if units.has("raw") else []
-    draw = [
-        figures.roc_figure([*curves, *compared], name=f"roc-{level}", band=band, point=roc_point),
-        figures.precision_recall_figure([*curves, *compared], name=f"pr-{level}", point=pr_point),
-        figures.reliability_figure([*curves, *before], name=f"reliability-{level}", unit=level),
-    ]
-    captions = [
+    yield plot(
+        roc,
         of + said + marked,
+        figures.roc_figure(beside, name=f"roc-{level}", band=band, point=roc_point),
+    )
+    yield plot(
+        precision,
         f"{of} Dotted: share of the class, which guessing reaches.{marked}",
+        figures.precision_recall_figure(beside, name=f"pr-{level}", point=pr_point),
+    )
+    before = _curves(units, "raw", "before calibration") if units.has("raw") else []
+    yield plot(
+        reliability,
         f"{of} Every mark is of as many {level}s; bars count {level}s by steps of 0.05.",
-    ]
+        figures.reliability_figure([*curves, *before], name=f"reliability-{level}", unit=level),
+    )
     if curve := evaluation.decision_curve.get(level):
-        titles.append(f"Net benefit, per {level}")
-        draw.append(figures.decision_curve_figure(curve, name=f"benefit-{level}"))
-        captions.append(
+        yield plot(
+            "Net benefit",
             f"{of} In true positives per {level}, a false one counting as the odds of the "
-            "probability; at the share of positives among these, which is not that of a clinic."
+            "probability; at the share of positives among these, which is not that of a clinic.",
+            figures.decision_curve_figure(curve, name=f"benefit-{level}"),
         )
-    titles.append(f"Errors by how many are answered, per {level}")
-    draw.append(figures.risk_coverage_figure(units, name=f"risk-{level}"))
-    captions.append(f"{of} Answers are the most probable class; the least sure are left out first.")
-    return [
-        Plot(title, caption, Markup(svg))
-        for title, caption, svg in zip(titles, captions, draw, strict=True)
-    ]
+    yield plot(
+        "Errors by how many are answered",
+        f"{of} Answers are the most probable class; the least sure are left out first.",
+        figures.risk_coverage_figure(units, name=f"risk-{level}"),
+    )
 
 
 def _curves(units: Predictions, kind: str, name: str) -> list[Curve]:

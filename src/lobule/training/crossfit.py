@@ -6,11 +6,11 @@ had not seen those patients either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from lobule.data.manifest import Manifest, class_indices
@@ -101,14 +101,17 @@ def out_of_fold(
             manifest.where(train), fitted.inner, inside, recipe,
             source=f"inner folds of fold {k + 1}",
         )  # fmt: skip
-        answers = locked.answers(fitted.heads.probabilities(features.where(test)))
-        for kind, values in answers.items():
-            found.setdefault(kind, np.full((len(y), len(classes)), np.nan))[test] = values
-        for name, limit in locked.limits().items():
-            limits.setdefault(name, np.full(len(y), np.nan))[test] = limit
+        put(found, test, locked.answers(fitted.heads.probabilities(features.where(test))))
+        put(limits, test, locked.limits())
     # one answer for all: shares that differ by fold would rank the folds when they are pooled
     found["prior"] = np.tile(np.bincount(y, minlength=len(classes)) / len(y), (len(y), 1))
     return make_predictions(manifest, classes, found, limits, source=source)
+
+
+def put(into: dict[str, Matrix], rows: NDArray[np.bool_], values: Mapping[str, ArrayLike]) -> None:
+    """Set `rows` (n,) of each array by name, (n, ...); a new one is nan in all others."""
+    for name, value in values.items():
+        into.setdefault(name, np.full((len(rows), *np.shape(value)[1:]), np.nan))[rows] = value
 
 
 def check_folds(manifest: Manifest, fold: NDArray[np.int64], groups: Sequence[str]) -> None:

@@ -92,6 +92,7 @@ def leading(world: World) -> Iterator[None]:
     except (Stopped, TrainingError):
         raise
     except BaseException:
+        # whatever it is, the others would wait for ever; it is raised again
         world.share(None)
         raise
     world.share(None)

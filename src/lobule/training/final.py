@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lobule import __version__
 from lobule.data.manifest import Manifest, class_indices
+from lobule.evaluation.drift import LEVELS
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.locked import Locked
 from lobule.evaluation.predictions import Gated, Predictions
@@ -97,7 +98,8 @@ def keep_frozen(
 
 def ask(gate: Gate, features: Features) -> Gated:
     """Return what a gate says of images."""
-    return Gated(gate.score(features), gate.accepts(features))
+    score = gate.score(features)
+    return Gated(score, gate.passes(score))
 
 
 def gated_out_of_fold(
@@ -171,11 +173,9 @@ def lock_final(
 def score_quantiles(oof: Predictions, locked: Locked) -> dict[str, Any]:
     """Return how out-of-fold probabilities were spread, for scores elsewhere to be held against.
 
-    Of the positive class of two; of the most probable class of more. quantiles: 101, of 0 to 1.
+    quantiles: LEVELS, of 0 to 1, of `Predictions.score`.
     """
-    prob = oof.probabilities()
-    score = prob[:, 1] if len(oof.classes) == 2 else prob.max(axis=1)
-    quantiles = np.quantile(score, np.linspace(0, 1, 101))
+    quantiles = np.quantile(oof.score, np.linspace(0, 1, LEVELS))
     return {"source": locked.source, "quantiles": quantiles.tolist()}
 
 

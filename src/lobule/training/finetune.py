@@ -28,7 +28,7 @@ from lobule.models.classifier import Features, LinearHead, Matrix, mean_over_vie
 from lobule.models.network import Network
 from lobule.progress import Progress, no_progress
 from lobule.training.batches import Examples
-from lobule.training.crossfit import fit, lock_on
+from lobule.training.crossfit import fit, lock_on, put
 from lobule.training.distributed import World
 from lobule.training.features import embed
 from lobule.training.fit import Job
@@ -130,11 +130,9 @@ def tuned_out_of_fold(
             [g for g, keep in zip(bench.groups, others, strict=True) if keep], bench.recipe,
             source=f"out-of-fold scores of the folds other than {k + 1}",
         )  # fmt: skip
-        told = locked.answers({kind: values[~others] for kind, values in found.items()})
-        for kind, values in told.items():
-            answers.setdefault(kind, np.full_like(found["prob"], np.nan))[~others] = values
-        for name, limit in locked.limits().items():
-            limits.setdefault(name, np.full(len(manifest), np.nan))[~others] = limit
+        said = {kind: values[~others] for kind, values in found.items()}
+        put(answers, ~others, locked.answers(said))
+        put(limits, ~others, locked.limits())
     answers |= {kind: frozen.probabilities(kind) for kind in ("colour", "prior")}
     answers["frozen"] = frozen.probabilities()
     source = str(frozen.table["source"].iloc[0])

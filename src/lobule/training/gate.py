@@ -59,7 +59,7 @@ def fit_gate(
         )
     # many small factorisations: several threads would spend their time waiting for each other
     with threadpool_limits(1, user_api="blas"):
-        score = held_out_scores(features, groups, seed=seed)
+        score = _held_out(seen, groups, seed)
         mean, basis = _plane(seen, groups)
     # the lowest score up to which the share is kept, never one between two images
     threshold = np.quantile(score, kept, weights=_weights(groups), method="inverted_cdf")
@@ -71,15 +71,19 @@ def held_out_scores(features: Features, groups: Sequence[str], *, seed: int = 0)
 
     The groups are dealt into `FOLDS` folds, or as many as there are groups.
     """
+    return _held_out(directions(features), groups, seed)
+
+
+def _held_out(seen: Matrix, groups: Sequence[str], seed: int) -> Matrix:
+    """Return `held_out_scores` of `directions` (n, d)."""
     names = np.asarray(groups, dtype=str)
     known, index = np.unique(names, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(len(known))[index] % min(FOLDS, len(known))
-    seen = directions(features)
-    score = np.empty(len(features))
+    score = np.empty(len(seen))
     for k in np.unique(fold):
         test = fold == k
         mean, basis = _plane(seen[~test], names[~test].tolist())
-        score[test] = Gate(mean, basis, np.inf).score(features.where(test))
+        score[test] = Gate(mean, basis, np.inf).distance(seen[test])
     return score
 
 

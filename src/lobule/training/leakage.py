@@ -12,7 +12,7 @@ from lobule.data.splits import assign_folds
 from lobule.evaluation.intervals import (
     FloatArray,
     Statistic,
-    paired_difference,
+    paired,
     patient_bootstrap,
 )
 from lobule.evaluation.leakage import Leakage
@@ -56,9 +56,11 @@ def measure_leakage(
         scored[name] = _auc(predictions)
     # whatever was split, it is the patients that differ between one study and the next
     patient = np.asarray(groups)
+    pair = paired(scored["image"], scored["patient"], patient)["roc_auc"]
+    slides = patient_bootstrap(scored["slide"], patient)["roc_auc"]
     return Leakage(
-        auc={name: patient_bootstrap(auc, patient)["roc_auc"] for name, auc in scored.items()},
-        inflation=paired_difference(scored["image"], scored["patient"], patient)["roc_auc"],
+        auc={"image": pair.first, "slide": slides, "patient": pair.second},
+        inflation=pair.difference,
         n_images=len(manifest),
         n_slides=int(slide.nunique()),
         n_patients=int(np.unique(patient).size),
