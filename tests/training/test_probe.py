@@ -7,17 +7,17 @@ import json
 import pytest
 import torch
 
+from lobule.errors import UsageError
 from lobule.models.backbones import build
 from lobule.training import machine as machines
 from lobule.training.machine import Machine, Settled, cpu_multiplies_bf16
-from lobule.training.probe import GAIN, choose_precision, time_step
+from lobule.training.probe import GAIN, NARROW, choose_precision, time_step
 
 CPU = Machine(device="cpu")
 
 
-def choose(tmp_path, machine=CPU, network="test_resnet"):
-    made = build(network)
-    return choose_precision(machine, made, (32, 48), batch_size=4, cache=tmp_path)
+def choose(tmp_path, machine=CPU, size=(NARROW + 1, 96)):
+    return choose_precision(machine, build("test_resnet"), size, batch_size=4, cache=tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -31,6 +31,15 @@ def test_a_cpu_without_bfloat16_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(machines, "cpu_multiplies_bf16", lambda: False)
     assert choose(tmp_path).precision == "fp32"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [(NARROW, 96), (96, NARROW)])
+def test_small_images_are_not_trained_on_in_bfloat16_on_a_cpu(tmp_path, size):
+    assert choose(tmp_path, size=size).precision == "fp32"
+    assert not list(tmp_path.iterdir())
+    asked = Machine(device="cpu", precision="bf16")
+    with pytest.raises(UsageError, match=f"images of {size[0]} x {size[1]} pixels are too small"):
+        choose(tmp_path, asked, size)
 
 
 @pytest.mark.skipif(not cpu_multiplies_bf16(), reason="the CPU multiplies no bfloat16")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lobule.errors import UsageError
 from lobule.measured import keep, recall
 from lobule.training.machine import Machine, Settled, bf16_is_native, choose_device, repeatable
 
@@ -19,6 +20,14 @@ GAIN = 1.1
 """How many times as fast bfloat16 must be to be worth its rounding."""
 
 STEPS = 2
+
+NARROW = 64
+"""Shorter side in pixels up to which a CPU trains in float32.
+
+In bfloat16 on a CPU with AMX, convolutions of stride 2 whose output is one pixel wide read memory
+that was not written (torch 2.14): seen with images of 32 pixels and a network that reduces them 32
+times. Twice that leaves room for one that reduces them more.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +40,18 @@ def choose_precision(
     network: maps (n, 3, h, w) to (n, d); it is left as it is. size: height and width in pixels.
     cache: remembers what was measured here. bfloat16 is timed only where the hardware multiplies
     it, and taken where a step is `GAIN` times as fast: with depthwise convolutions it often is not.
+    Raises UsageError if it was asked for on a CPU for images that are too `NARROW`.
     """
+    device = choose_device(machine)
+    narrow = device.type == "cpu" and min(size) <= NARROW
+    if machine.precision == "bf16" and narrow:
+        raise UsageError(
+            f"--precision bf16: images of {size[0]} x {size[1]} pixels are too small on a CPU",
+            fix=f"leave --precision out, or choose a --size that leaves more than {NARROW} pixels",
+        )
     if machine.precision != "auto":
         return machine
-    device = choose_device(machine)
-    if not bf16_is_native(device):
+    if narrow or not bf16_is_native(device):
         return replace(machine, precision="fp32")
     what = f"training step {_family(network)} {batch_size} x {size} on {_name(device)}"
     seconds = recall(cache, what)
