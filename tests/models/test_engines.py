@@ -17,6 +17,7 @@ from torch import nn
 from lobule.models import backbones
 from lobule.models.backbones import load_backbone
 from lobule.models.engines import (
+    PROGRAMS,
     NotRunnableError,
     checked,
     convert,
@@ -133,6 +134,29 @@ def test_what_was_found_at_a_size_is_remembered():
     assert known == {(4, 6): False}
     known[4, 6] = True
     assert make(lambda: pytest.fail("asked for the original again")).run(batch).min() == 1
+
+
+def test_after_many_sizes_torch_takes_the_others_and_one_warning_says_so(caplog):
+    plain = torch_engine(_Colours().eval(), device="cpu")
+    seen, known = [], {}
+
+    def run(batch):
+        seen.append(batch.shape[2:])
+        return plain.run(batch)
+
+    engine = checked(
+        replace(plain, name="other", run=run), lambda: plain, lambda a, b: 0.0, tolerance=0.1,
+        note=known.__setitem__,
+    )  # fmt: skip
+    shapes = [(8, 8 + i) for i in range(PROGRAMS + 3)]
+    for shape in shapes * 2:
+        batch = np.random.default_rng(0).uniform(0, 1, (1, 3, *shape)).astype(np.float32)
+        assert np.abs(engine.run(batch) - batch.mean(axis=(2, 3))).max() < 1e-6
+    assert set(seen) == set(shapes[:PROGRAMS])
+    assert len(caplog.records) == 1
+    assert f"more than {PROGRAMS} sizes" in caplog.text
+    # that it was not asked is nothing to remember
+    assert set(known) == set(shapes[:PROGRAMS])
 
 
 class _Fickle(nn.Module):

@@ -39,6 +39,9 @@ TOLERANCE = 1e-3
 """Largest difference between OpenVINO and torch that is accepted, as a share of the largest
 feature. Measured: 1e-6; a wrongly converted network is off by more than 0.1."""
 
+PROGRAMS = 16
+"""Sizes that an engine is used at: a program takes some 150 MB, and seconds to make and compare."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -236,11 +239,13 @@ def checked(
     """Compare `engine` with `reference` on the first batch of every size, and use what is right.
 
     Tracing can turn what depends on the size (padding, above all) into constants; a program that
-    is right at one size may be wrong at the next, so none is trusted unchecked.
+    is right at one size may be wrong at the next, so none is trusted unchecked. After `PROGRAMS`
+    sizes the reference takes all others, so that images of many sizes do not fill the memory.
     reference: called when it is first needed. difference: of features from expected ones.
     recall, note: whether it agreed at a size before, and what is found now.
     """
     agrees: dict[Shape, bool] = {}
+    many = False
     checking = threading.Lock()
 
     def compare(batch: Batch, shape: Shape) -> bool:
@@ -258,14 +263,28 @@ def checked(
         )  # fmt: skip
         return False
 
+    def right(batch: Batch, shape: Shape) -> bool:
+        nonlocal many
+        if sum(agrees.values()) >= PROGRAMS:
+            if not many:
+                _log.warning(
+                    "images of more than %d sizes: torch, which is slower, takes the others "
+                    "than the first %d",
+                    PROGRAMS, PROGRAMS,
+                )  # fmt: skip
+            many = True
+            return False
+        known = recall(shape)
+        if known is None:
+            known = compare(batch, shape)
+            note(shape, known)
+        return known
+
     def run(batch: Batch) -> Batch:
         shape = (batch.shape[2], batch.shape[3])
         with checking:
             if shape not in agrees:
-                known = recall(shape)
-                agrees[shape] = compare(batch, shape) if known is None else known
-                if known is None:
-                    note(shape, agrees[shape])
+                agrees[shape] = right(batch, shape)
         return engine.run(batch) if agrees[shape] else reference().run(batch)
 
     return replace(engine, run=run)
