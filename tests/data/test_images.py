@@ -448,12 +448,36 @@ CHANGES = {
 }
 
 
+def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "JPEG", quality=quality)
+    return np.asarray(Image.open(encoded))
+
+
 def test_images_are_recompressed_before_they_are_resized():
     image = pixels(46, 70)
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "JPEG", quality=70)
-    expected = PREP.resize(np.asarray(Image.open(encoded)))
-    assert np.array_equal(replace(PREP, jpeg_quality=70).resize(image), expected)
+    # the same eight by Pillow, in another order: turned, mirrored, and back
+    back = []
+    for turns in range(4):
+        for mirror in (False, True):
+            view = np.rot90(image, turns)
+            shown = as_jpeg(np.ascontiguousarray(np.flipud(view) if mirror else view), 70)
+            back.append(np.rot90(np.flipud(shown) if mirror else shown, -turns))
+    mean = np.floor(np.mean(back, axis=0) + 0.5).astype(np.uint8)
+    assert np.array_equal(replace(PREP, jpeg_quality=70).resize(image), PREP.resize(mean))
+    # it is near to what JPEG alone gives, and nearer than the image is
+    alone = as_jpeg(image, 70).astype(float)
+    assert np.abs(mean - alone).mean() < 0.8 * np.abs(image - alone).mean()
+
+
+@given(sides, sides, st.integers(1, 95), st.integers(0, N_VIEWS - 1))
+@settings(deadline=None, max_examples=30)
+def test_a_turned_image_is_recompressed_to_the_turned_image(width, height, quality, view):
+    # its own size, so that nothing is resampled
+    prep = replace(PREP, long_side_px=max(width, height), jpeg_quality=quality)
+    image = pixels(height, width)
+    expected = dihedral_view(prep.resize(image), view)
+    assert np.array_equal(prep.resize(dihedral_view(image, view)), expected)
 
 
 def test_the_id_changes_with_every_setting():

@@ -215,7 +215,8 @@ class Preprocessing:
     mean, std: per channel (R, G, B), of values scaled to [0, 1].
     stain: what stained images are made to look like after resizing; None leaves them as they are.
     jpeg_quality: of a JPEG that each image is made into first, so that all have lost as much in
-        compression; None leaves them as they are.
+        compression: the mean over its eight views, so that a turned image gives the turned result.
+        None leaves them as they are.
     """
 
     long_side_px: int
@@ -280,7 +281,7 @@ class Preprocessing:
         not tell its stain is left as it is.
         """
         if self.jpeg_quality is not None:
-            image = recompressed(image, self.jpeg_quality)
+            image = _recompressed_all_ways(image, self.jpeg_quality)
         height, width = image.shape[:2]
         target = self.size(width, height)
         if target != (width, height):
@@ -297,6 +298,19 @@ class Preprocessing:
     def __call__(self, image: ImageArray) -> NDArray[np.float32]:
         """Turn any decoded image (h, w, 3) uint8 into the network's input (3, H, W) float32."""
         return self.normalise(self.resize(image))
+
+
+def _recompressed_all_ways(image: ImageArray, quality: int) -> ImageArray:
+    """Return the rounded mean of the eight views as JPEG shows them, each turned back.
+
+    JPEG itself works in blocks that begin at the upper left corner, and has other rounding along
+    than across: a turned image gives another one. The mean turns with the image, to the bit.
+    """
+    total = np.zeros(image.shape, np.uint16)
+    for view in range(N_VIEWS):
+        shown = recompressed(dihedral_view(image, view), quality)
+        total += np.rot90(shown[:, ::-1] if view >= 4 else shown, -view, axes=(0, 1))
+    return ((total + N_VIEWS // 2) // N_VIEWS).astype(np.uint8)
 
 
 def dihedral_view(image: NDArray[Any], view: int) -> NDArray[Any]:
