@@ -84,6 +84,9 @@ def run(job: Job, *, until: int | None = None, machine: Machine, network: str) -
     torch.set_num_threads(1)
     done = read_checkpoint(job.folder)
     step = 0 if done is None else done.record["state"]["step"]
+    if until is not None and step >= until:
+        # it was killed after the last checkpoint, on its way out
+        return
 
     def watch(items, *, total, task):
         nonlocal step
