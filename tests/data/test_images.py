@@ -449,9 +449,7 @@ CHANGES = {
 
 
 def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "JPEG", quality=quality)
-    return np.asarray(Image.open(encoded))
+    return np.asarray(Image.open(io.BytesIO(encode(image, "JPEG", quality=quality))))
 
 
 def test_images_are_recompressed_before_they_are_resized():

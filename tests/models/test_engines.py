@@ -145,8 +145,8 @@ def test_after_many_sizes_torch_takes_the_others_and_one_warning_says_so(caplog)
         return plain.run(batch)
 
     engine = checked(
-        replace(plain, name="other", run=run), lambda: plain, lambda a, b: 0.0, tolerance=0.1,
-        note=known.__setitem__,
+        replace(plain, name="other", run=run, sizes=PROGRAMS), lambda: plain, lambda a, b: 0.0,
+        tolerance=0.1, note=known.__setitem__,
     )  # fmt: skip
     shapes = [(8, 8 + i) for i in range(PROGRAMS + 3)]
     for shape in shapes * 2:
@@ -157,6 +157,23 @@ def test_after_many_sizes_torch_takes_the_others_and_one_warning_says_so(caplog)
     assert f"more than {PROGRAMS} sizes" in caplog.text
     # that it was not asked is nothing to remember
     assert set(known) == set(shapes[:PROGRAMS])
+
+
+def test_only_an_engine_with_a_program_for_every_size_is_bounded():
+    network = _Colours().eval()
+    assert openvino_engine(lambda shape: convert(network, shape), "fp32").sizes == PROGRAMS
+    rounded, plain = torch_engine(network, "bf16"), torch_engine(network, device="cpu")
+    seen = []
+
+    def run(batch):
+        seen.append(batch.shape[2:])
+        return rounded.run(batch)
+
+    engine = checked(replace(rounded, run=run), lambda: plain, lambda a, b: 0.0, tolerance=0.1)
+    shapes = [(8, 8 + i) for i in range(PROGRAMS + 3)]
+    for shape in shapes:
+        engine.run(np.zeros((1, 3, *shape), np.float32))
+    assert set(seen) == set(shapes)
 
 
 class _Fickle(nn.Module):

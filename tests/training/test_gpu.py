@@ -45,10 +45,10 @@ def cuda():
 
 
 def test_a_cuda_device_comes_before_the_cpu():
-    found = settle(Machine(), build("test_efficientnet"))
+    found = settle(Machine(), build("test_efficientnet"), 224)
     assert found.device == torch.device("cuda", 0)
     assert found.bf16 == torch.cuda.is_bf16_supported(including_emulation=False)
-    assert settle(Machine(device="cpu"), build("test_efficientnet")).device.type == "cpu"
+    assert settle(Machine(device="cpu"), build("test_efficientnet"), 224).device.type == "cpu"
 
 
 def test_the_record_names_the_card(cuda):

@@ -14,6 +14,7 @@ from torch import nn
 from lobule.errors import UsageError
 from lobule.models.backbones import build
 from lobule.training.machine import (
+    NARROW,
     Machine,
     Settled,
     cpu_multiplies_bf16,
@@ -60,27 +61,36 @@ def test_what_the_processor_multiplies_is_what_linux_says_of_it():
 
 def test_depthwise_networks_stay_in_float32_on_a_cpu():
     network = build("test_efficientnet")
-    assert settle(Machine(device="cpu"), network) == Settled(CPU, bf16=False)
+    assert settle(Machine(device="cpu"), network, NARROW + 1) == Settled(CPU, bf16=False)
 
 
 def test_other_networks_run_in_bfloat16_where_the_cpu_multiplies_it():
-    found = settle(Machine(device="cpu"), build("test_resnet"))
+    found = settle(Machine(device="cpu"), build("test_resnet"), NARROW + 1)
     assert found == Settled(CPU, bf16=cpu_multiplies_bf16())
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
 @pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("bf16", True)])
 def test_a_precision_that_is_asked_for_wins(name, precision, bf16):
-    found = settle(Machine(device="cpu", precision=precision), build(name))
+    found = settle(Machine(device="cpu", precision=precision), build(name), NARROW + 1)
     assert found == Settled(CPU, bf16=bf16)
+
+
+@pytest.mark.parametrize(("precision", "warnings"), [("auto", 0), ("fp32", 0), ("bf16", 1)])
+def test_where_an_image_is_narrow_a_cpu_trains_in_float32_whatever_was_asked_for(
+    precision, warnings, caplog
+):
+    found = settle(Machine(device="cpu", precision=precision), build("test_resnet"), NARROW)
+    assert found == Settled(CPU, bf16=False)
+    assert len(caplog.records) == warnings
 
 
 @without_cuda
 def test_without_a_cuda_device_the_cpu_is_taken_and_cuda_refused():
     network = nn.Linear(1, 1)
-    assert settle(Machine(), network).device == CPU
+    assert settle(Machine(), network, 224).device == CPU
     with pytest.raises(UsageError) as caught:
-        settle(Machine(device="cuda"), network)
+        settle(Machine(device="cuda"), network, 224)
     assert str(caught.value) == ("--device cuda: torch finds no CUDA device\n  see `lobule doctor`")
 
 

@@ -10,8 +10,8 @@ import torch
 from lobule.errors import UsageError
 from lobule.models.backbones import build
 from lobule.training import machine as machines
-from lobule.training.machine import Machine, Settled, cpu_multiplies_bf16
-from lobule.training.probe import GAIN, NARROW, choose_precision, time_step
+from lobule.training.machine import NARROW, Machine, Settled, cpu_multiplies_bf16
+from lobule.training.probe import GAIN, choose_precision, time_step
 
 CPU = Machine(device="cpu")
 

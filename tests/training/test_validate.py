@@ -22,8 +22,7 @@ from lobule.data.images import Preprocessing
 from lobule.models.backbones import build
 from lobule.models.network import Network
 from lobule.training.batches import Examples
-from lobule.training.machine import Settled
-from lobule.training.probe import NARROW
+from lobule.training.machine import NARROW, Settled
 from lobule.training.tuning import METRICS
 from lobule.training.validate import LEAST, better, validate
 
@@ -146,7 +145,7 @@ def test_the_network_is_as_it_was_in_modes_weights_statistics_and_gradients(pixe
 
 
 def test_in_bfloat16_the_figures_are_nearly_those_of_float32(keep_pixels):
-    # smaller ones are not validated in bfloat16: see `probe.NARROW`
+    # smaller ones are not validated in bfloat16: see `machine.NARROW`
     sizes = [(NARROW + 1, 96)] * 9 + [(96, NARROW + 1)] * 24
     pixels = keep_pixels([np.full((*s, 3), 7 * i, np.uint8) for i, s in enumerate(sizes)])
     backbone = build("test_resnet")

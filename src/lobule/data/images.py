@@ -309,7 +309,8 @@ def _recompressed_all_ways(image: ImageArray, quality: int) -> ImageArray:
     total = np.zeros(image.shape, np.uint16)
     for view in range(N_VIEWS):
         shown = recompressed(dihedral_view(image, view), quality)
-        total += np.rot90(shown[:, ::-1] if view >= 4 else shown, -view, axes=(0, 1))
+        # a mirrored view undoes itself, a turned one its opposite
+        total += dihedral_view(shown, view if view >= 4 else -view % 4)
     return ((total + N_VIEWS // 2) // N_VIEWS).astype(np.uint8)
 
 

@@ -40,7 +40,7 @@ TOLERANCE = 1e-3
 feature. Measured: 1e-6; a wrongly converted network is off by more than 0.1."""
 
 PROGRAMS = 16
-"""Sizes that an engine is used at: a program takes some 150 MB, and seconds to make and compare."""
+"""Sizes that OpenVINO is used at: a program takes some 150 MB, and seconds to make and compare."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,11 +50,12 @@ class Engine:
     """A frozen network, ready to run.
 
     name: what runs it, on what and in which precision, as in "openvino-cpu-fp32"; features are
-    kept under it. run: see `Run`.
+    kept under it. run: see `Run`. sizes: how many sizes of images it is to be used at, if not any.
     """
 
     name: str
     run: Run
+    sizes: int | None = None
 
 
 class NotRunnableError(RuntimeError):
@@ -159,7 +160,7 @@ def openvino_engine(model_of: Callable[[Shape], Any], precision: Precision) -> E
 
         return _each(one, n)
 
-    return Engine(f"openvino-cpu-{precision}", _by_shape(compile_for))
+    return Engine(f"openvino-cpu-{precision}", _by_shape(compile_for), sizes=PROGRAMS)
 
 
 def onnx_engine(files: Mapping[Shape, Path], precision: Precision) -> Engine:
@@ -239,13 +240,14 @@ def checked(
     """Compare `engine` with `reference` on the first batch of every size, and use what is right.
 
     Tracing can turn what depends on the size (padding, above all) into constants; a program that
-    is right at one size may be wrong at the next, so none is trusted unchecked. After `PROGRAMS`
-    sizes the reference takes all others, so that images of many sizes do not fill the memory.
+    is right at one size may be wrong at the next, so none is trusted unchecked. After
+    `Engine.sizes` of them the reference takes all others, so that images of many sizes do not fill
+    the memory.
     reference: called when it is first needed. difference: of features from expected ones.
     recall, note: whether it agreed at a size before, and what is found now.
     """
     agrees: dict[Shape, bool] = {}
-    many = False
+    full = False
     checking = threading.Lock()
 
     def compare(batch: Batch, shape: Shape) -> bool:
@@ -264,15 +266,15 @@ def checked(
         return False
 
     def right(batch: Batch, shape: Shape) -> bool:
-        nonlocal many
-        if sum(agrees.values()) >= PROGRAMS:
-            if not many:
-                _log.warning(
-                    "images of more than %d sizes: torch, which is slower, takes the others "
-                    "than the first %d",
-                    PROGRAMS, PROGRAMS,
-                )  # fmt: skip
-            many = True
+        nonlocal full
+        if full:
+            return False
+        if sum(agrees.values()) == engine.sizes:
+            full = True
+            _log.warning(
+                "images of more than %d sizes: torch, which is slower, takes the others",
+                engine.sizes,
+            )
             return False
         known = recall(shape)
         if known is None:

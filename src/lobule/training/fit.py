@@ -109,7 +109,8 @@ def begin(job: Job, network: Network, machine: Machine) -> tuple[Fit, bool]:
 
     Raises TrainingError if all checkpoints are damaged, or of another job.
     """
-    settled, world = settle(machine, network), machine.world
+    shortest_px = min(min(size) for size in job.pixels.sizes)
+    settled, world = settle(machine, network, shortest_px), machine.world
     network.to(settled.device)
     network.to(memory_format=torch.channels_last)
     fit = Fit(

@@ -6,6 +6,7 @@ it is rounded.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -23,6 +24,16 @@ from lobule.training.distributed import ALONE, World
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+NARROW = 64
+"""Shorter side in pixels up to which a CPU trains in float32.
+
+In bfloat16 on a CPU with AMX, convolutions of stride 2 whose output is one pixel wide read memory
+that was not written (torch 2.14): seen with images of 32 pixels and a network that reduces them 32
+times. Twice that leaves room for one that reduces them more.
+"""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,17 +92,26 @@ class Settled:
         }
 
 
-def settle(machine: Machine, network: nn.Module) -> Settled:
+def settle(machine: Machine, network: nn.Module, shortest_px: int) -> Settled:
     """Choose what this machine is good at, where it was not named and not measured (`probe`).
 
     A CUDA device before the CPU. bfloat16 where the hardware multiplies it. On a CPU, networks
-    with depthwise convolutions stay in float32, since those have no fast bfloat16 kernel there.
+    with depthwise convolutions stay in float32, since those have no fast bfloat16 kernel there,
+    and so does all where the shortest side of an image is too `NARROW`, whatever was asked for.
     """
     device = choose_device(machine)
-    if machine.precision != "auto":
-        return Settled(device, machine.precision == "bf16")
-    fast = device.type == "cuda" or not has_depthwise(network)
-    return Settled(device, bf16_is_native(device) and fast)
+    narrow = too_narrow(device, shortest_px)
+    if machine.precision == "auto":
+        fast = device.type == "cuda" or not has_depthwise(network)
+        return Settled(device, bf16_is_native(device) and fast and not narrow)
+    if machine.precision == "bf16" and narrow:
+        _log.warning("a side of %d pixels is too short for bf16 on a CPU; fp32 it is", shortest_px)
+    return Settled(device, machine.precision == "bf16" and not narrow)
+
+
+def too_narrow(device: torch.device, shortest_px: int) -> bool:
+    """Whether images are too small for bfloat16 there."""
+    return device.type == "cpu" and shortest_px <= NARROW
 
 
 def choose_device(machine: Machine) -> torch.device:

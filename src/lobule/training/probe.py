@@ -14,20 +14,20 @@ from torch import nn
 
 from lobule.errors import UsageError
 from lobule.measured import keep, recall
-from lobule.training.machine import Machine, Settled, bf16_is_native, choose_device, repeatable
+from lobule.training.machine import (
+    NARROW,
+    Machine,
+    Settled,
+    bf16_is_native,
+    choose_device,
+    repeatable,
+    too_narrow,
+)
 
 GAIN = 1.1
 """How many times as fast bfloat16 must be to be worth its rounding."""
 
 STEPS = 2
-
-NARROW = 64
-"""Shorter side in pixels up to which a CPU trains in float32.
-
-In bfloat16 on a CPU with AMX, convolutions of stride 2 whose output is one pixel wide read memory
-that was not written (torch 2.14): seen with images of 32 pixels and a network that reduces them 32
-times. Twice that leaves room for one that reduces them more.
-"""
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ def choose_precision(
     network: maps (n, 3, h, w) to (n, d); it is left as it is. size: height and width in pixels.
     cache: remembers what was measured here. bfloat16 is timed only where the hardware multiplies
     it, and taken where a step is `GAIN` times as fast: with depthwise convolutions it often is not.
-    Raises UsageError if it was asked for on a CPU for images that are too `NARROW`.
+    Raises UsageError if it was asked for on a CPU for images that are `too_narrow`.
     """
     device = choose_device(machine)
-    narrow = device.type == "cpu" and min(size) <= NARROW
+    narrow = too_narrow(device, min(size))
     if machine.precision == "bf16" and narrow:
         raise UsageError(
             f"--precision bf16: images of {size[0]} x {size[1]} pixels are too small on a CPU",
