@@ -85,44 +85,68 @@ def predict_with(
 ) -> Predictions:
     """Predict images by an extractor that is open already; otherwise as `predict`."""
     failed: dict[str, str] = {}
-    found: dict[str, Matrix] = {}
-    done = np.zeros(len(images), dtype=bool)
+    said = _Said(len(images))
     noted = failed if on_error == "skip" else None
-    strange = np.full(len(images), np.nan)
     features = embed_each(images, extractor, cache=cache, failed=noted, progress=progress)
     for part in in_parts(features, _PART):
-        rows = [i for i, _ in part]
         some = Features(
             np.stack([views for _, (views, _) in part]),
             np.stack([colour for _, (_, colour) in part]),
         )
-        for kind, values in model.heads.probabilities(some).items():
-            found.setdefault(kind, np.empty((len(images), values.shape[1])))[rows] = values
-        if model.gate is not None:
-            strange[rows] = model.gate.score(some)
-        done[rows] = True
-    if not done.any():
+        said.add(model, [i for i, _ in part], some)
+    if not said.done.any():
         first = next(iter(failed))
         raise DataError(f"none of the images can be read; {show(first)}: {failed[first]}")
-    images = images.where(done)
-    locked = Locked.of(model.info)
-    gated = None
-    if model.gate is not None:
-        gated = Gated(strange[done], model.gate.passes(strange[done]))
-    if extractor.views != N_VIEWS and locked.points:
+    if extractor.views != N_VIEWS and model.info.operating_points:
         _log.warning("the operating point was chosen on the mean of %d views, not on one", N_VIEWS)
-    predictions = make_predictions(
-        images,
-        model.info.classes,
-        locked.answers({kind: values[done] for kind, values in found.items()}),
-        locked.limits(),
-        gated,
-        model=model.id,
-        weights=model.weights_sha256,
-        preprocessing=model.preprocessing.id,
-        source=source,
-    )
-    return replace(predictions, failed=failed)
+    return replace(said.of(model, images, source), failed=failed)
+
+
+def predict_features(
+    model: Model, images: Manifest, features: Features, *, source: str = "prediction"
+) -> Predictions:
+    """Predict images whose features are known, as `predict` does with those it computes.
+
+    images: one row an image, in the order of `features`.
+    """
+    said = _Said(len(images))
+    said.add(model, list(range(len(images))), features)
+    return said.of(model, images, source)
+
+
+class _Said:
+    """What heads and gate say of n images, gathered part by part."""
+
+    def __init__(self, n: int) -> None:
+        self.prob: dict[str, Matrix] = {}
+        self.strange = np.full(n, np.nan)
+        self.done = np.zeros(n, dtype=bool)
+
+    def add(self, model: Model, rows: list[int], features: Features) -> None:
+        """Note what the model says of the images of these rows."""
+        for kind, values in model.heads.probabilities(features).items():
+            empty = np.empty((len(self.done), values.shape[1]))
+            self.prob.setdefault(kind, empty)[rows] = values
+        if model.gate is not None:
+            self.strange[rows] = model.gate.score(features)
+        self.done[rows] = True
+
+    def of(self, model: Model, images: Manifest, source: str) -> Predictions:
+        """Return the table of those images that something was said of."""
+        done, locked, gated = self.done, Locked.of(model.info), None
+        if model.gate is not None:
+            gated = Gated(self.strange[done], model.gate.passes(self.strange[done]))
+        return make_predictions(
+            images.where(done),
+            model.info.classes,
+            locked.answers({kind: values[done] for kind, values in self.prob.items()}),
+            locked.limits(),
+            gated,
+            model=model.id,
+            weights=model.weights_sha256,
+            preprocessing=model.preprocessing.id,
+            source=source,
+        )
 
 
 def _first_shape(model: Model, images: Manifest) -> tuple[int, int]:
