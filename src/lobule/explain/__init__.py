@@ -1,0 +1,1 @@
+"""Why: where the model looked, whether the map can be believed, and which known cases are alike."""
