@@ -185,7 +185,12 @@ def _calibration_rows(model: Model, images: Manifest) -> NDArray[np.bool_]:
 
 
 def quantize(network: Any, model: Model, images: Manifest) -> Any:  # noqa: ANN401
-    """Return an OpenVINO model in int8, its ranges taken from one view of each image."""
+    """Return an OpenVINO model in int8, its ranges taken from one view of each image.
+
+    The layer that sees the pixels stays as it is, activations may be rounded around another middle
+    than 0, and what rounding shifts is measured layer by layer: of decisions out of fold, 0.95%
+    change instead of 1.66% (docs/performance.md), at the same speed.
+    """
     import_openvino()
     import nncf
 
@@ -198,4 +203,17 @@ def quantize(network: Any, model: Model, images: Manifest) -> Any:  # noqa: ANN4
 
     paths = list(enumerate(images.table["path"]))
     with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.quantize(network, nncf.Dataset(paths, ready), subset_size=len(paths))
+        return nncf.quantize(
+            network,
+            nncf.Dataset(paths, ready),
+            subset_size=len(paths),
+            preset=nncf.QuantizationPreset.MIXED,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(names=_first_layer(network)),
+        )
+
+
+def _first_layer(network: Any) -> list[str]:  # noqa: ANN401  OpenVINO has no types
+    """Return the name of the first convolution; none where there is no convolution."""
+    layers = (op for op in network.get_ordered_ops() if op.get_type_name() == "Convolution")
+    return [op.get_friendly_name() for op in layers][:1]
