@@ -43,6 +43,7 @@ from lobule.errors import DataError, UsageError, name_some
 from lobule.evaluation.evaluate import evaluate
 from lobule.evaluation.leakage import Leakage
 from lobule.evaluation.predictions import make_predictions, write_predictions
+from lobule.explain.neighbours import collect, write_cases
 from lobule.files import write_json
 from lobule.measured import forget
 from lobule.models.bundle import describe, make_model, save_model
@@ -261,6 +262,9 @@ def train(
     write_json(out / "evaluation.json", evaluation.to_json())
     write_json(out / "leakage.json", leakage.to_json())
     save_model(model, out / "model")
+    if recipe.tuning is not None:
+        seen = embed(learn.manifest, learned.backbone, prep, progress=progress)
+    write_cases(collect(learn.manifest, seen), model, out)
     complete(out, versions())
     drop_checkpoints(out / "training")
     if cache is None:
