@@ -6,6 +6,8 @@
     │   └── OutputError      2  the place to write to cannot be used
     ├── DataError            3  the images, the manifest or the split
     │   ├── ImageError       3  one image file
+    │   │   ├── UnknownFormatError  no image, or of a format that is not read
+    │   │   └── TooLargeError       more pixels than are read
     │   └── LeakageError     3  one patient on both sides of a split
     └── ModelError           4  backbone, weights or model folder
 
@@ -52,6 +54,14 @@ class DataError(LobuleError, ValueError):
 
 class ImageError(DataError):
     """One image file cannot be read."""
+
+
+class UnknownFormatError(ImageError):
+    """A file is no image, or one of a format that is not read."""
+
+
+class TooLargeError(ImageError):
+    """An image has more pixels than are read."""
 
 
 class LeakageError(DataError):

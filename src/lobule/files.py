@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from platformdirs import user_cache_path
 
 from lobule.errors import OutputError, UsageError, show
+
+T = TypeVar("T")
 
 _REASONS = {
     errno.ENOSPC: ("no space left on the device", "free some space, or write to another place"),
@@ -97,6 +100,27 @@ def write_table(
             arrow = pa.Table.from_pandas(table, preserve_index=False)
             both = {**(arrow.schema.metadata or {}), **(metadata or {})}
             pq.write_table(arrow.replace_schema_metadata(both), temporary)
+
+
+_EXECUTED = "=+-@\t\r\n|%"
+"""What a spreadsheet takes for the beginning of a formula or command."""
+
+
+def harmless(cell: T) -> T | str:
+    """Return a cell of a CSV so that no spreadsheet executes it; numbers stay as they are.
+
+    A text that would begin a formula, or that begins with an apostrophe already, gets one in front;
+    `as_written` takes it away again. Source: OWASP, "CSV injection".
+    """
+    if not isinstance(cell, str):
+        return cell
+    begins = cell.lstrip(' "\u00a0\ufeff')[:1]
+    return f"'{cell}" if (begins and begins in _EXECUTED) or cell.startswith("'") else cell
+
+
+def as_written(cell: str) -> str:
+    """Return the text that `harmless` was given."""
+    return cell[1:] if cell.startswith("'") else cell
 
 
 def default_cache() -> Path:

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from lobule import __version__
-from lobule.cli import saved, texts
+from lobule.cli import audit_log, saved, texts
+from lobule.cli import serve as serving
 from lobule.cli.console import Said, Verbs, bar, emit, say
 from lobule.cli.options import (
     Allow,
@@ -249,6 +250,10 @@ def summary(
 app.command(epilog="Example: lobule predict run/model new-photographs -o predictions.csv")(
     saved.predict
 )
+
+app.command(epilog="Example: lobule serve run/model --open")(serving.serve)
+
+app.add_typer(audit_log.logs, name="audit-log")
 
 app.command(epilog="Example: lobule export run/model --int8")(saved.export)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lobule.data.stain import StainTarget, normalise_stain
-from lobule.errors import DataError, ImageError, show
+from lobule.errors import DataError, ImageError, TooLargeError, UnknownFormatError, show
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 """Pillow formats that are read; anything else is refused before a decoder sees it."""
@@ -125,7 +125,7 @@ def _opened(data: bytes, name: str | Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
+        raise UnknownFormatError(
             f"cannot read {show(name)}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image "
             f"(it begins with {data[:8]!r})",
             fix=_FIX_UNREADABLE,
@@ -152,8 +152,8 @@ def _damaged(name: str | Path, data: bytes, error: Exception) -> ImageError:
     )
 
 
-def _too_large(name: str | Path, size: str) -> ImageError:
-    return ImageError(
+def _too_large(name: str | Path, size: str) -> TooLargeError:
+    return TooLargeError(
         f"cannot read {show(name)}: {size}, more than the limit of {MAX_PIXELS:,} pixels",
         fix="photographs are read whole; cut larger images into fields first",
     )

@@ -111,14 +111,18 @@ class Cases:
 
         Raises ImageError if it is not where it was, or is another file by now.
         """
-        data = read_file(self.root / case.path)
-        known = self.table.loc[self.table["path"] == case.path, "sha256"].iloc[0]
+        return self.read_row(int(np.flatnonzero(self.table["path"] == case.path)[0]))
+
+    def read_row(self, row: int) -> ImageArray:
+        """Return the photograph of a row of the table; otherwise as `read`."""
+        path, known = self.table.loc[row, ["path", "sha256"]]
+        data = read_file(self.root / path)
         if hashlib.sha256(data).hexdigest() != known:
             raise ImageError(
-                f"{show(case.path)} is no longer the file that the model learned from",
+                f"{show(path)} is no longer the file that the model learned from",
                 fix="put the original back, or train again",
             )
-        return decode(data, case.path)
+        return decode(data, path)
 
     def _case(self, row: int, distance: float) -> Case:
         fields = self.table.iloc[row]

@@ -7,7 +7,7 @@ worked on at once. They are handed on one image at a time, so that memory does n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,19 +70,42 @@ class Extractor:
 
         Row k belongs to `dihedral_view(image, k)`.
         """
-        # resizing and normalising commute with the views, so they are done once
-        ready = self.prep(image).transpose(1, 2, 0)
-        turned = [
-            np.ascontiguousarray(dihedral_view(ready, k).transpose(2, 0, 1))
-            for k in range(self.views)
+        return self.of_many([image])[0]
+
+    def of_one(self, image: ImageArray) -> NDArray[np.float32]:
+        """Return the features of an image as it lies, (n_features,) float32."""
+        features: NDArray[np.float32] = self._run([self.prep(image).transpose(1, 2, 0)], range(1))[
+            0, 0
         ]
-        # even views lie like the image, odd ones across: two batches, each of one shape
-        lying = self.engine.run(np.stack(turned[::2]))
-        rows = np.empty((self.views, lying.shape[1]), dtype=np.float32)
-        rows[::2] = lying
-        if self.views > 1:
-            rows[1::2] = self.engine.run(np.stack(turned[1::2]))
+        return features
+
+    def of_many(self, images: Sequence[ImageArray]) -> list[NDArray[np.float32]]:
+        """Return `of_views` of each image, computed in batches of one size."""
+        # resizing and normalising commute with the views, so they are done once
+        ready = [self.prep(image).transpose(1, 2, 0) for image in images]
+        rows = [np.empty((0, 0), np.float32)] * len(images)
+        for shape in dict.fromkeys(one.shape for one in ready):
+            alike = [i for i, one in enumerate(ready) if one.shape == shape]
+            # even views lie like the image, odd ones across: two batches, each of one shape
+            found = [self._run([ready[i] for i in alike], range(k, self.views, 2)) for k in (0, 1)]
+            for place, i in enumerate(alike):
+                rows[i] = np.empty((self.views, found[0].shape[-1]), dtype=np.float32)
+                rows[i][::2] = found[0][place]
+                if self.views > 1:
+                    rows[i][1::2] = found[1][place]
         return rows
+
+    def _run(self, ready: list[NDArray[np.float32]], views: range) -> NDArray[np.float32]:
+        """Return (images, views, n_features) of some views of images of one size."""
+        if not views:
+            return np.empty((len(ready), 0, 0), np.float32)
+        turned = [
+            np.ascontiguousarray(dihedral_view(one, k).transpose(2, 0, 1))
+            for one in ready
+            for k in views
+        ]
+        found = self.engine.run(np.stack(turned))
+        return found.reshape(len(ready), len(views), -1)
 
 
 def colour_statistics(image: ImageArray) -> NDArray[np.float32]:

@@ -1,0 +1,187 @@
+"""A model at work for many at once: decode, predict, explain, find similar cases."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import pandas as pd
+
+from lobule.audit_log import AuditLog
+from lobule.data.images import ImageArray
+from lobule.data.manifest import SCHEMA, Manifest
+from lobule.errors import LobuleError
+from lobule.explain.faithfulness import Faithfulness, judge, shuffled
+from lobule.explain.maps import Map, Method, explain
+from lobule.explain.neighbours import Cases, Similar
+from lobule.inference.predictor import predict_features
+from lobule.models.bundle import Model
+from lobule.models.classifier import Features
+from lobule.serving.answers import Answer, as_answer
+from lobule.serving.batching import AT_ONCE, Batches
+from lobule.serving.decoding import Decoder
+from lobule.serving.limits import Limits, Refused
+from lobule.serving.uploads import Upload
+from lobule.training.features import Extractor
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """An answer, and what further questions are asked of: pixels (h, w, 3) uint8 and features."""
+
+    answer: Answer
+    image: ImageArray
+    features: Features
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """A heat map for one class, and how far it can be believed."""
+
+    of_class: str
+    map: Map
+    faithfulness: Faithfulness
+
+
+class Service:
+    """One model, its queue and its decoders. Use `running` around all calls."""
+
+    def __init__(
+        self,
+        model: Model,
+        extractor: Extractor,
+        *,
+        limits: Limits | None = None,
+        cases: Cases | None = None,
+        log: AuditLog | None = None,
+    ) -> None:
+        """Start the decoders; the queue begins with `running`."""
+        self.model = model
+        self.limits = limits or Limits()
+        self.cases = cases
+        self.batches = Batches(extractor, places=self.limits.waiting)
+        self.decoder = Decoder(self.limits, n=2)
+        self.ready = False
+        self._log = log
+        self._explained = 0
+        # as many decoded images as are soon worked on; the others wait as the files they came as
+        self._decoded = asyncio.Semaphore(AT_ONCE + 2)
+        # explaining takes all cores; decoding and writing mostly wait
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="lobule-explain")
+        self._waiting = ThreadPoolExecutor(8, thread_name_prefix="lobule-wait")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Work on what is asked until the end of the block."""
+        working = asyncio.create_task(self.batches.run())
+        self.ready = True
+        try:
+            yield
+        finally:
+            self.ready = False
+            working.cancel()
+            self.batches.close()
+            self._explaining.shutdown(cancel_futures=True)
+            self._waiting.shutdown(cancel_futures=True)
+            self.decoder.close()
+
+    async def predict(self, data: bytes, name: str, *, patient: str | None = None) -> Answered:
+        """Answer for one image file.
+
+        name: for display. patient: as the sender calls them. Raises Refused if it cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._decoded:
+            image = await loop.run_in_executor(self._waiting, self.decoder.decode, data)
+            views, colour = await self.batches.features(image)
+        features = Features(views[None], colour[None])
+        answer = self._answer(data, image, features, name, patient)
+        if self._log is not None:
+            said = answer.model_dump(by_alias=True, exclude={"name", "patient", "identity"})
+            record = partial(self._log.append, "predict", **said, model=answer.identity.model)
+            await loop.run_in_executor(self._waiting, record)
+        return Answered(answer, image, features)
+
+    async def explain(self, answered: Answered, of_class: str, method: Method) -> Explained:
+        """Say where the evidence for a class lies; raises Refused if this network cannot."""
+        if self._explained >= self.limits.explaining:
+            raise Refused(
+                429, "busy", f"{self._explained} heat maps are waiting already",
+                fix="try again in some seconds", retry_s=5,
+            )  # fmt: skip
+        self._explained += 1
+        target = self.model.info.classes.index(of_class)
+        run = partial(self._explain, answered, target, method)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._explaining, run)
+        except LobuleError as error:
+            raise Refused(
+                422, "no-map", error.what, fix=error.fix or "ask for no heat map"
+            ) from error
+        finally:
+            self._explained -= 1
+        return Explained(of_class, *found)
+
+    async def similar(self, answered: Answered, *, k: int = 5) -> Similar | None:
+        """Return the nearest cases of other patients; None if the model came without cases."""
+        if self.cases is None:
+            return None
+        find = partial(
+            self.cases.similar, answered.features,
+            sha256=answered.answer.sha256, patient=answered.answer.patient, k=k,
+        )  # fmt: skip
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, find)
+
+    def _answer(
+        self, data: bytes, image: ImageArray, features: Features, name: str, patient: str | None
+    ) -> Answer:
+        height, width = image.shape[:2]
+        sha256 = hashlib.sha256(data).hexdigest()
+        images = _manifest(sha256, patient, width, height, len(data))
+        predictions = predict_features(self.model, images, features, source="served")
+        return as_answer(self.model, predictions, 0, name=name, size=(width, height))
+
+    def _explain(self, answered: Answered, target: int, method: Method) -> tuple[Map, Faithfulness]:
+        found = explain(self.model, answered.image, target=target, method=method)
+        other = explain(self._shuffled, answered.image, target=target, method=method)
+
+        def score(image: ImageArray) -> float:
+            # one view: eight would take eight times as long
+            views = self.batches.extractor.of_one(image)
+            return float(self.model.heads.tissue.probabilities(views)[target])
+
+        return found, judge(found, answered.image, score, randomised=other)
+
+    @cached_property
+    def _shuffled(self) -> Model:
+        return shuffled(self.model)
+
+
+async def answer_each(
+    service: Service, uploads: list[Upload]
+) -> list[Answered | tuple[Upload, Refused]]:
+    """Answer for each image, or say why not."""
+
+    async def one(upload: Upload) -> Answered | tuple[Upload, Refused]:
+        try:
+            return await service.predict(upload.data, upload.name, patient=upload.patient)
+        except Refused as refused:
+            return upload, refused
+
+    return list(await asyncio.gather(*(one(upload) for upload in uploads)))
+
+
+def _manifest(sha256: str, patient: str | None, width: int, height: int, size: int) -> Manifest:
+    """Return the manifest of one image, whose path is its hash."""
+    known = {
+        "path": sha256, "patient": patient, "width": width, "height": height, "bytes": size,
+        "sha256": sha256,
+    }  # fmt: skip
+    columns = {key: pd.array([known.get(key)], dtype=dtype) for key, dtype in SCHEMA.items()}
+    return Manifest(Path(), pd.DataFrame(columns))
