@@ -38,6 +38,9 @@ class Verified:
     head: str
 
 
+_OWN = frozenset({"schema", "n", "time", "event", "previous"})
+
+
 class AuditLog:
     """A log at `path`; safe to use from many threads and processes."""
 
@@ -51,7 +54,12 @@ class AuditLog:
         self._last_line()
 
     def append(self, event: str, **fields: Any) -> None:  # noqa: ANN401  what JSON holds
-        """Add a record, on disk before this returns; raises OutputError, or DataError as above."""
+        """Add a record, on disk before this returns; raises OutputError, or DataError as above.
+
+        fields: by names other than those of the chain itself.
+        """
+        if taken := _OWN & set(fields):
+            raise ValueError(f"the chain's own fields cannot be given: {sorted(taken)}")
         with self._turn, writing(self.path), self.path.open("ab") as out:
             # of several processes, one at a time reads the last line and writes the next
             fcntl.flock(out, fcntl.LOCK_EX)

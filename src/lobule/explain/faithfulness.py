@@ -27,6 +27,9 @@ STEPS = 10
 
 N_RANDOM = 3
 
+MARGIN = 0.01
+"""Area by which a map must be better, so that what never changes is not called better."""
+
 BLUR = 0.05
 """What stands where nothing is shown: the photograph blurred, sigma as a share of its longer side.
 Colour and light stay, and with them the stain; cells and glands are gone."""
@@ -68,8 +71,11 @@ class Faithfulness:
 
     @property
     def beats_both(self) -> bool:
-        """Whether showing what the map names does more than random places and than the middle."""
-        return self.insertion > max(self.insertion_random, self.insertion_centre)
+        """Whether showing what the map names does more than random places and than the middle.
+
+        Less than MARGIN is no difference.
+        """
+        return self.insertion > max(self.insertion_random, self.insertion_centre) + MARGIN
 
 
 def judge(

@@ -104,7 +104,8 @@ class Service:
         answer = self._answer(data, image, features, name, patient)
         if self._log is not None:
             said = answer.model_dump(by_alias=True, exclude={"name", "patient", "identity"})
-            record = partial(self._log.append, "predict", **said, model=answer.identity.model)
+            who = answer.identity.model_dump(exclude={"time", "notice"})
+            record = partial(self._log.append, "predict", answer=said, identity=who)
             await loop.run_in_executor(self._waiting, record)
         return Answered(answer, image, features)
 

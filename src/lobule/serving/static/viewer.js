@@ -5,6 +5,11 @@ addEventListener("DOMContentLoaded", () => {
   const box = get("viewer");
   const { photo, maps, width, height, mpp } = box.dataset;
   const still = get("still");
+  box.style.aspectRatio = `${width} / ${height}`;
+  // the library adds a style of its own unless it finds one, and inline styles are not let in here
+  const style = document.createElementNS("urn:nothing", "style");
+  style.setAttribute("data-openseadragon-mobile-css", "true");
+  document.head.append(style);
   const viewer = OpenSeadragon({
     element: box,
     tileSources: { type: "image", url: photo, buildPyramid: false },
@@ -81,7 +86,7 @@ addEventListener("DOMContentLoaded", () => {
   if (mpp) {
     // the longest of 1, 2 and 5 times a power of ten micrometres that takes at most 120 pixels
     const measure = () => {
-      const pixels = view.viewportToImageZoom(view.getZoom(true));
+      const pixels = viewer.world.getItemAt(0).viewportToImageZoom(view.getZoom(true));
       const most = (120 / pixels) * Number(mpp);
       const power = 10 ** Math.floor(Math.log10(most));
       const um = [5, 2, 1].find((n) => n * power <= most) * power;
@@ -93,6 +98,5 @@ addEventListener("DOMContentLoaded", () => {
     viewer.addHandler("animation", measure);
     viewer.addHandler("resize", measure);
   }
-  box.style.aspectRatio = `${width} / ${height}`;
   show();
 });
