@@ -147,17 +147,24 @@ def test_every_command_in_the_documents_is_one_that_lobule_takes(document):
     verbs = typer.main.get_command(app).commands
     for call in commands(document.read_text(encoding="utf-8")):
         assert call[0] in verbs, call
-        known = {option for p in verbs[call[0]].params for option in (*p.opts, *p.secondary_opts)}
-        given = {word.split("=")[0] for word in call if word.startswith("-")}
+        verb = verbs[call[0]]
+        if inner := getattr(verb, "commands", None):
+            assert call[1] in inner, call
+            verb = inner[call[1]]
+        known = {option for p in verb.params for option in (*p.opts, *p.secondary_opts)}
+        # a lone hyphen stands for standard input
+        given = {word.split("=")[0] for word in call if word.startswith("-") and word != "-"}
         assert given <= known, f"lobule {shlex.join(call)}"
-        needed = {p.opts[0] for p in verbs[call[0]].params if p.required and p.opts[0][0] == "-"}
+        needed = {p.opts[0] for p in verb.params if p.required and p.opts[0][0] == "-"}
         assert needed <= given, f"lobule {shlex.join(call)}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_option_in_the_text_exists(document):
     group = typer.main.get_command(app)
-    parameters = [p for verb in (group, *group.commands.values()) for p in verb.params]
+    verbs = [group, *group.commands.values()]
+    verbs += [verb for group in verbs[1:] for verb in getattr(group, "commands", {}).values()]
+    parameters = [p for verb in verbs for p in verb.params]
     known = {option for p in parameters for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     code = re.findall(r"`([^`]+)`", prose(document))
     named = {option for words in code for option in re.findall(r"--[\w-]+", words)}

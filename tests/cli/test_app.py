@@ -130,16 +130,6 @@ def test_leakage_prints_three_aucs_and_the_difference(tissue):
     assert record["inflation"]["estimate"] == pytest.approx(difference)
 
 
-def test_predict_prints_a_line_an_image(finished_run, tissue):
-    file = sorted(tissue.images.rglob("*.png"))[0]
-    shown = call("predict", finished_run.folder / "model", file)
-    assert shown.exit_code == 0
-    probability, decision, path = shown.stdout.split()
-    assert 0 <= float(probability) <= 1
-    assert decision in ("benign", "malignant")
-    assert path == file.as_posix()
-
-
 def test_predict_skips_unreadable_images_with_exit_code_5(finished_run, tissue, tmp_path):
     shutil.copy(sorted(tissue.images.rglob("*.png"))[0], tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("text")

@@ -148,7 +148,7 @@ def test_twenty_polyglots_are_images_or_nothing(served, in_formats):
     "name",
     ["../../../etc/passwd", "..\\..\\boot.ini", "/etc/shadow", "C:\\x\\y.png", "a/../../b.png",
      "%2e%2e%2fetc", "....//....//x", "file:///etc/passwd", "nul\0byte.png", "\u202egnp.exe",
-     "x" * 5_000, "-rf", "~/.ssh/id", "$(id).png", "`id`.png"],
+     "x" * 900, "-rf", "~/.ssh/id", "$(id).png", "`id`.png"],
 )  # fmt: skip
 def test_no_name_is_a_path(served, in_formats, name):
     with served.client() as client:

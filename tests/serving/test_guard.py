@@ -198,6 +198,7 @@ def test_a_client_that_sends_on_sees_why_it_was_refused(serving):
 
 def test_a_body_that_grows_too_large_as_it_comes_is_refused(serving):
     def endless():
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n'
         for _ in range(400):
             yield b"x" * 65_536
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lobule.cli.console import emit
+from lobule.cli.console import emit, say
 from lobule.cli.options import Json, Rounding, RoundingChoice, Runner, RunnerChoice, Views
 from lobule.errors import UsageError
 
@@ -70,12 +70,16 @@ def serve(
         if browse:
             typer.launch(url)
 
-    run(
-        model,
-        Address(host, port, secret, tuple(allow_host or ())),
-        running=Running(engine.value, precision.value, views),
-        limits=Limits(upload_bytes=max_upload * 2**20, waiting=max_waiting, request_s=timeout),
-        log=log,
-        cache=default_cache(),
-        ready=ready,
-    )
+    try:
+        run(
+            model,
+            Address(host, port, secret, tuple(allow_host or ())),
+            running=Running(engine.value, precision.value, views),
+            limits=Limits(upload_bytes=max_upload * 2**20, waiting=max_waiting, request_s=timeout),
+            log=log,
+            cache=default_cache(),
+            ready=ready,
+        )
+    except KeyboardInterrupt:
+        # Ctrl-C is how a server is meant to end
+        say("stopped")

@@ -136,7 +136,7 @@ def collect(manifest: Manifest, features: Features) -> Cases:
     cases = Cases(table, directions(features).astype(np.float32), np.inf, manifest.root.absolute())
     nearest = nearest_of_others(cases.directions, cases.groups)
     known = nearest[np.isfinite(nearest)]
-    limit = float(np.quantile(known, FAR)) if len(known) else np.inf
+    limit = float(np.quantile(known, FAR, method="inverted_cdf")) if len(known) else np.inf
     return Cases(table, cases.directions, limit, cases.root)
 
 

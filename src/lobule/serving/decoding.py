@@ -53,6 +53,11 @@ class Decoder:
         """
         worker = self._idle.get()
         try:
+            if worker.dead:
+                # ended by another's hand while it was idle: no fault of this image
+                self.restarts += 1
+                worker.kill()
+                worker = _Worker(self.limits)
             return worker.decode(data)
         except _DiedError as died:
             self.restarts += 1
@@ -76,8 +81,17 @@ class _Worker:
         self.limits = limits
         bounds = [str(limits.pixels), str(limits.decoder_bytes)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *bounds], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            # -P: a numpy.py in the working folder is not to be taken for numpy
+            [sys.executable, "-P", "-m", __name__, *bounds],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C is for the server, which first answers what waits
+            process_group=0,
         )
+
+    @property
+    def dead(self) -> bool:
+        return self._process.poll() is not None
 
     def decode(self, data: bytes) -> ImageArray:
         late = threading.Event()

@@ -11,8 +11,7 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -122,8 +121,8 @@ class Guard:
         if scope["method"] == "GET" and len(asked) == 1 and self._matches(asked[0]):
             rest = urlencode([(key, value) for key, value in query if key != "token"])
             # one slash: two would name another host
-            path: str = scope["path"]
-            return "/" + path.lstrip("/\\") + (f"?{rest}" if rest else "")
+            path = quote(scope["path"].lstrip("/\\\t\r\n "))
+            return f"/{path}" + (f"?{rest}" if rest else "")
         if not any(self._matches(token) for token in self._tokens(headers)):
             raise Refused(
                 401, "token", "this request has no valid token",
@@ -156,12 +155,9 @@ class Guard:
             if kind.lower() == "bearer":
                 found.append(token.strip())
         for value in headers.get("cookie", []):
-            try:
-                cookies = SimpleCookie(value)
-            except CookieError:
-                continue
-            if self.access.cookie in cookies:
-                found.append(cookies[self.access.cookie].value)
+            # cookies are shared by all ports of a host, and parsers stop at others' odd ones
+            named = (pair.strip().partition("=") for pair in value.split(";"))
+            found += [token for name, _, token in named if name == self.access.cookie]
         return found
 
     def _matches(self, token: str) -> bool:

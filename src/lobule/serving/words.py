@@ -20,12 +20,12 @@ def headline(answer: Answer) -> str:
 
 def explained(answer: Answer) -> list[str]:
     """Return sentences on how the decision came about."""
-    said = []
     if answer.verdict == "unlike":
-        said.append(
+        return [
             "The photograph is less like the training images than nearly all photographs of new "
-            "patients are. Whatever the model computes for it means nothing."
-        )
+            "patients are, so nothing is decided. What the model computes for it means little."
+        ]
+    said = []
     positive = list(answer.probabilities)[-1]
     value = answer.probabilities[positive]
     if answer.threshold is not None:

@@ -39,7 +39,7 @@ addEventListener("DOMContentLoaded", () => {
     const method = chosen("method");
     drop();
     get("opacity").disabled = kind !== "heat";
-    get("legend").hidden = kind === "none";
+    get("legend").hidden = true;
     if (kind === "none") return;
     get("means").textContent = "The heat map is being computed ...";
     get("believable").textContent = "";
@@ -47,7 +47,6 @@ addEventListener("DOMContentLoaded", () => {
     const told = await reply.json();
     if (mine !== asked) return;
     if (!reply.ok) {
-      get("legend").hidden = true;
       get("means").textContent = `There is no heat map: ${told.what}. What to do: ${told.fix}.`;
       return;
     }
@@ -56,6 +55,7 @@ addEventListener("DOMContentLoaded", () => {
     get("high").textContent = number(told.high);
     get("unit").textContent = told.unit;
     get("colours").src = `${maps}${method}/legend.png`;
+    get("legend").hidden = false;
     get("means").textContent = told.means;
     get("believable").textContent = told.believable;
     viewer.addTiledImage({
