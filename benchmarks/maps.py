@@ -83,7 +83,7 @@ def tables(rows: pd.DataFrame) -> str:
                 lambda weight, x=x: {"mean": weight @ x / weight.sum(axis=1)},
                 part["patient"].to_numpy()[known],
             )["mean"]
-            lines.append(f"| {method} | {what} | {found} |")
+            lines.append(f"| {method} | {what} | {found.told()} |")
     n = rows[rows["method"] == METHODS[0]]
     lines.append(f"\n{len(n)} photographs of {n['patient'].nunique()} patients")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The audit log: what was written is found as it was written, and whatever is done to it is seen."""
+"""The audit log: it is found as it was written, and whatever is done to it is seen."""
 
 from __future__ import annotations
 

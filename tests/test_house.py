@@ -26,6 +26,7 @@ from lobule.cli import console
 from lobule.cli.app import app
 from lobule.data.findings import OVERRIDABLE
 from lobule.data.manifest import SCHEMA
+from lobule.evaluation.predictions import IDENTITY
 from lobule.training.recipe import RECIPES
 from lobule.training.settings import OF_RECIPE, OF_TUNING
 
@@ -288,7 +289,7 @@ def test_every_field_of_the_files_of_a_run_is_documented(finished_run):
         assert f"`{name}`" in section("Files").split("### ")[0]
     columns = pd.read_parquet(folder / "predictions.parquet").columns
     shown = {re.sub(r"^(prob|plain|colour|prior|set)_.+", r"\1_<class>", name) for name in columns}
-    told("Predictions (`.csv`, `.parquet`)", shown)
+    told("Predictions (`.csv`, `.parquet`, `.jsonl`)", {*shown, *IDENTITY, "error"})
     for schema in re.findall(r'"(lobule\.[\w-]+/\d+)"', "".join(p.read_text() for p in MODULES)):
         assert f"`{schema}`" in text
 
@@ -305,7 +306,7 @@ def test_every_field_of_the_files_of_a_tuned_run_is_documented(tuned_run):
     assert set(model["training"]["tuning"]) <= told
     columns = pd.read_parquet(tuned_run.folder / "predictions.parquet").columns
     assert any(name.startswith("frozen_") for name in columns)
-    assert "`frozen_<class>`" in section("Predictions (`.csv`, `.parquet`)")
+    assert "`frozen_<class>`" in section("Predictions (`.csv`, `.parquet`, `.jsonl`)")
 
 
 # ---- the source

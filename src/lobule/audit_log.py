@@ -1,8 +1,9 @@
-"""An append-only log in which every line holds the hash of the one before.
+"""An append-only log in which every line holds the hash of the one before, and of itself.
 
-A line that is changed, taken out, put in or moved breaks the chain from there on. What a chain
-alone cannot show is that its end was cut off, or that all of it was written anew: keep the head,
-the hash of the last line, somewhere else, and have `verify` compare.
+A line that is changed, taken out, put in or moved breaks the chain, and `verify` names the first
+that does not fit. A chain is no lock: whoever may write the file can cut off its end, or write all
+of it anew with hashes that fit. Both are seen only by who has kept the head, the hash of the last
+line, somewhere else: `verify` compares.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import platformdirs
 
@@ -38,7 +40,7 @@ class Verified:
     head: str
 
 
-_OWN = frozenset({"schema", "n", "time", "event", "previous"})
+_OWN = frozenset({"schema", "n", "time", "event", "previous", "sha256"})
 
 
 class AuditLog:
@@ -50,8 +52,8 @@ class AuditLog:
         self._turn = threading.Lock()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        self._last_line()
+            with path.open("a+b") as log:
+                self._last(log)
 
     def append(self, event: str, **fields: Any) -> None:  # noqa: ANN401  what JSON holds
         """Add a record, on disk before this returns; raises OutputError, or DataError as above.
@@ -60,41 +62,51 @@ class AuditLog:
         """
         if taken := _OWN & set(fields):
             raise ValueError(f"the chain's own fields cannot be given: {sorted(taken)}")
-        with self._turn, writing(self.path), self.path.open("ab") as out:
+        with self._turn, writing(self.path), self.path.open("a+b", buffering=0) as log:
             # of several processes, one at a time reads the last line and writes the next
-            fcntl.flock(out, fcntl.LOCK_EX)
-            last = self._last_line()
+            fcntl.flock(log, fcntl.LOCK_EX)
+            last = self._last(log)
             record = {
                 "schema": SCHEMA,
-                "n": 0 if last is None else json.loads(last)["n"] + 1,
+                "n": 0 if last is None else last[1]["n"] + 1,
                 "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 "event": event,
                 **fields,
-                "previous": NOTHING if last is None else _sha256(last),
+                "previous": NOTHING if last is None else _sha256(last[0]),
             }
-            out.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
+            _write_whole(log, _sealed(record) + b"\n")
 
-    def _last_line(self) -> bytes | None:
-        """Return the last line without its end, None if there is none."""
+    def _last(self, log: IO[bytes]) -> tuple[bytes, dict[str, Any]] | None:
+        """Return the last line without its end, and its record; None if there is none."""
         tail, size = b"", 4_096
-        with self.path.open("rb") as log:
-            end = log.seek(0, os.SEEK_END)
-            if end == 0:
-                return None
-            while tail[:-1].count(b"\n") == 0 and len(tail) < end:
-                log.seek(max(0, end - size))
-                tail, size = log.read(), size * 2
+        end = log.seek(0, os.SEEK_END)
+        if end == 0:
+            return None
+        while tail[:-1].count(b"\n") == 0 and len(tail) < end:
+            log.seek(max(0, end - size))
+            tail, size = log.read(), size * 2
+        fix = (
+            "see what is wrong with `lobule audit-log verify`, keep the file, and go on in a "
+            "new one"
+        )
         if not tail.endswith(b"\n"):
-            raise DataError(
-                f"the audit log {show(self.path)} ends within a line",
-                fix="see what is wrong with `lobule audit-log verify`, keep the file, and "
-                "go on in a new one",
-            )
+            raise DataError(f"the audit log {show(self.path)} ends within a line", fix=fix)
         last = tail[:-1].rpartition(b"\n")[2]
-        _parse(last, self.path, "its last line")
-        return last
+        return last, _parse(last, self.path, "its last line", fix=fix)
+
+
+def _write_whole(log: IO[bytes], line: bytes) -> None:
+    """Write all of a line to the end of an unbuffered file, and to the disk, or nothing of it."""
+    end = log.seek(0, os.SEEK_END)
+    try:
+        left = memoryview(line)
+        while left:
+            left = left[log.write(left) :]
+        os.fsync(log.fileno())
+    except OSError:
+        # half a line would end the log for good
+        log.truncate(end)
+        raise
 
 
 def default_audit_log() -> Path:
@@ -103,20 +115,20 @@ def default_audit_log() -> Path:
 
 
 def verify(path: Path, *, head: str | None = None) -> Verified:
-    """Check a whole log; raises DataError that names the first line that does not fit.
+    """Check a whole log; raises DataError that names the first line that does not fit, and why.
 
     head: the hash that `Verified.head` gave before, after which nothing but new lines may stand.
     """
-    previous, n, first, last, seen = NOTHING, 0, None, None, head in (None, NOTHING)
+    n, previous, first, last, seen = 0, NOTHING, None, None, head in (None, NOTHING)
     try:
         with path.open("rb") as log:
-            for n, line in enumerate(log, start=1):
+            for n, line in enumerate(_lines(log), start=1):
                 where = f"line {n}"
                 if not line.endswith(b"\n"):
                     raise _broken(path, where, "it was not written to its end")
                 record = _parse(line[:-1], path, where)
                 if record["n"] != n - 1:
-                    raise _broken(path, where, f"it is record {record['n']}, not {n - 1}")
+                    raise _broken(path, where, _misplaced(record["n"], n - 1))
                 if record["previous"] != previous:
                     raise _broken(path, where, "the line before it is not the one it followed")
                 previous = _sha256(line[:-1])
@@ -132,20 +144,45 @@ def verify(path: Path, *, head: str | None = None) -> Verified:
     return Verified(n, first, last, previous)
 
 
-def _parse(line: bytes, path: Path, where: str) -> dict[str, Any]:
+def _lines(log: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines that are there now; what is being written meanwhile is not looked at."""
+    fcntl.flock(log, fcntl.LOCK_SH)
+    left = os.fstat(log.fileno()).st_size
+    fcntl.flock(log, fcntl.LOCK_UN)
+    while left > 0 and (line := log.readline()):
+        left -= len(line)
+        yield line
+
+
+def _misplaced(n: int, expected: int) -> str:
+    why = "a line is missing before it" if n > expected else "it was put in or moved"
+    return f"it is record {n}, not {expected}: {why}"
+
+
+def _sealed(record: dict[str, Any]) -> bytes:
+    """Return the line of a record, with its own hash at the end."""
+    content = json.dumps(record, allow_nan=False)
+    return f'{content[:-1]}, "sha256": "{_sha256(content.encode())}"}}'.encode()
+
+
+def _parse(line: bytes, path: Path, where: str, *, fix: str | None = None) -> dict[str, Any]:
+    """Return a record; raises DataError unless the line is byte for byte one that was written."""
     try:
-        record = json.loads(line)
-        if record["schema"] != SCHEMA:
-            raise _broken(path, where, f"its schema is {record['schema']!r}")
-        return {**record, "n": int(record["n"]), "previous": str(record["previous"])}
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise _broken(path, where, f"it is no record ({type(error).__name__})") from error
+        record: dict[str, Any] = json.loads(line)
+        schema, n, *_ = record["schema"], record["n"], record["previous"], record["time"]
+        del record["sha256"]
+        whole = _sealed(record) == line
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _broken(path, where, f"it is no record ({type(error).__name__})", fix) from error
+    if schema != SCHEMA:
+        raise _broken(path, where, f"its schema is {show(str(schema))}", fix)
+    if not whole or type(n) is not int:
+        raise _broken(path, where, "it was changed: its content does not have its hash", fix)
+    return record
 
 
-def _broken(path: Path, where: str, why: str) -> DataError:
-    return DataError(f"the audit log {show(path)} is broken at {where}: {why}")
+def _broken(path: Path, where: str, why: str, fix: str | None = None) -> DataError:
+    return DataError(f"the audit log {show(path)} is broken at {where}: {why}", fix=fix)
 
 
 def _sha256(line: bytes) -> str:

@@ -6,11 +6,12 @@ import csv
 import errno
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -71,13 +72,17 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def table_kind(path: Path) -> str:
-    """Return ".csv" or ".parquet", by the ending; raises UsageError for another."""
+TABLES = (".csv", ".parquet")
+"""Endings of files that hold a table."""
+
+
+def table_kind(path: Path, kinds: tuple[str, ...] = TABLES) -> str:
+    """Return the ending of a table's file in lower case; raises UsageError for none of `kinds`."""
     kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet"):
+    if kind not in kinds:
+        none_of = f"neither {kinds[0]}" + "".join(f" nor {k}" for k in kinds[1:])
         raise UsageError(
-            f"{show(path)} is neither .csv nor .parquet",
-            fix="the ending of the file chooses the format",
+            f"{show(path)} is {none_of}", fix="the ending of the file chooses the format"
         )
     return kind
 
@@ -87,12 +92,16 @@ def write_table(
 ) -> None:
     """Write a table as CSV or Parquet by the ending of `path`, atomically.
 
-    metadata: added to that of a Parquet file; CSV has no place for it.
+    In CSV, texts that a spreadsheet would execute are written as `harmless` has them, and
+    `read_csv` gives back the very texts. metadata: added to that of a Parquet file; CSV has no
+    place for it.
     """
     kind = table_kind(path)
     with replacing(path) as temporary:
         if kind == ".csv":
-            returns = any("\r" in str(cell) for cell in table.to_numpy().ravel())
+            table = _each_text(table, harmless)
+            cells = (*table.columns, *table.to_numpy().ravel())
+            returns = any("\r" in str(cell) for cell in cells)
             # Python before 3.13 quotes a line feed, and a carriage return only when told to
             quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
             table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
@@ -102,25 +111,81 @@ def write_table(
             pq.write_table(arrow.replace_schema_metadata(both), temporary)
 
 
-_EXECUTED = "=+-@\t\r\n|%"
-"""What a spreadsheet takes for the beginning of a formula or command."""
+_EXECUTED = re.compile(
+    # blanks, quotes and marks that nobody sees, which spreadsheets may pass over, and then a sign
+    r"[\s\x00-\x1f\"'\u00a0\u00ad\u200b-\u200f\u2060\ufeff]*"
+    r"[=+\-@|%\t\r\n\uff1d\uff0b\uff0d\uff20]"
+)
+"""How a text begins that a spreadsheet may take for a formula or a command."""
 
 
 def harmless(cell: T) -> T | str:
     """Return a cell of a CSV so that no spreadsheet executes it; numbers stay as they are.
 
-    A text that would begin a formula, or that begins with an apostrophe already, gets one in front;
-    `as_written` takes it away again. Source: OWASP, "CSV injection".
+    A text that would begin a formula gets an apostrophe in front, and so does one that already
+    looks as if it had got one; `as_written` takes it away again. Source: OWASP, "CSV injection".
     """
     if not isinstance(cell, str):
         return cell
-    begins = cell.lstrip(' "\u00a0\ufeff')[:1]
-    return f"'{cell}" if (begins and begins in _EXECUTED) or cell.startswith("'") else cell
+    return f"'{cell}" if _EXECUTED.match(cell) else cell
 
 
 def as_written(cell: str) -> str:
-    """Return the text that `harmless` was given."""
-    return cell[1:] if cell.startswith("'") else cell
+    """Return the text that `harmless` was given; other texts, as of other tools, are kept."""
+    return cell[1:] if cell.startswith("'") and harmless(cell[1:]) == cell else cell
+
+
+def read_csv(path: Path, types: str | Mapping[str, str]) -> pd.DataFrame:
+    """Read a CSV table written by `write_table`, or by hand.
+
+    types: of all columns, or by name; a column without one is a number where it looks like one.
+    Only an empty cell is missing: "NA" may be a class. Raises OSError, ValueError or
+    pandas.errors.ParserError.
+    """
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+    return _each_text(table, as_written)
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain types by name of their column; what is missing is None."""
+    plain = table.astype(object).where(table.notna(), None)
+    rows: list[dict[str, Any]] = plain.to_dict(orient="records")
+    return rows
+
+
+def write_lines(table: pd.DataFrame, path: Path, *, schema: str) -> None:
+    """Write a table as JSON lines, one object a row with its `schema`, atomically."""
+    with replacing(path) as temporary, temporary.open("w", encoding="ascii", newline="") as out:
+        for start in range(0, len(table), _ROWS):
+            for row in plain_rows(table.iloc[start : start + _ROWS]):
+                # escaped, since a name may hold what readers take for the end of a line
+                out.write(json.dumps({"schema": schema, **row}, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> pd.DataFrame:
+    """Read JSON lines as a table, without `schema`; raises OSError or ValueError."""
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no JSON object")
+    return pd.DataFrame(rows).drop(columns="schema", errors="ignore")
+
+
+_ROWS = 4_096
+"""Rows that are made plain at a time, which takes some kilobytes a row."""
+
+
+def _each_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Return a table with the names of its columns and all texts in it changed."""
+
+    def changed(value: Any) -> Any:  # noqa: ANN401  a cell
+        return change(value) if isinstance(value, str) else value
+
+    table = table.rename(columns=changed)
+    for name, column in table.items():
+        if not pd.api.types.is_numeric_dtype(column):
+            table[name] = column.map(changed).astype(column.dtype)
+    return table
 
 
 def default_cache() -> Path:

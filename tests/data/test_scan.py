@@ -484,3 +484,51 @@ def test_a_scan_in_several_parts_is_the_scan_in_one(tmp_path, monkeypatch):
     monkeypatch.setattr(scanning, "_PART", 5)
     parts = scan(tmp_path).table
     pd.testing.assert_frame_equal(parts, whole)
+
+
+# ---- what cannot be read, where it is to be noted and not raised
+
+
+def test_files_that_are_not_there_are_noted_and_the_others_listed(tmp_path):
+    fill(tmp_path, "a.png", "b.png")
+    failed: dict[str, str] = {}
+    paths = [tmp_path / name for name in ("a.png", "gone.png", "b.png")]
+    table = scan_files(paths, failed=failed).table
+    assert [Path(path).name for path in table["path"]] == ["a.png", "b.png"]
+    gone = (tmp_path / "gone.png").as_posix()
+    assert failed == {gone: f"no such file or folder: {gone}"}
+
+
+@pytest.mark.parametrize("one_folder", [True, False])
+def test_files_that_may_not_be_opened_are_noted(tmp_path, as_ordinary_user, one_folder):
+    fill(tmp_path, "benign/a.png", "benign/b.png")
+    (tmp_path / "benign" / "a.png").chmod(0)
+    code = (
+        "import sys; from pathlib import Path; from lobule.data.scan import scan_files\n"
+        "failed = {}\n"
+        "found = scan_files([Path(p) for p in sys.argv[1:]], failed=failed)\n"
+        "print(found.table['path'].tolist(), failed)"
+    )
+    paths = [tmp_path] if one_folder else sorted((tmp_path / "benign").iterdir())
+    done = as_ordinary_user(code, *paths)
+    assert "benign/b.png'] {'" in done.stdout, done.stderr
+    assert "a.png: permission denied" in done.stdout
+
+
+def test_if_no_file_can_be_read_the_first_reason_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"none of the files can be read; no such file .*x\.png"):
+        scan_files([tmp_path / "x.png", tmp_path / "y.png"], failed={})
+
+
+def test_what_is_named_twice_is_listed_once(tmp_path):
+    fill(tmp_path, "a.png", "b.png")
+    table = scan_files([tmp_path / "b.png", tmp_path, tmp_path / "b.png"]).table
+    assert [Path(path).name for path in table["path"]] == ["a.png", "b.png"]
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_with_a_reason(tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    fill(tmp_path, "a.png")
+    shutil.copy(tmp_path / "a.png", odd)
+    with pytest.raises(DataError, match=r"\\udcff\.png is not valid UTF-8; rename it"):
+        scan_files([odd])

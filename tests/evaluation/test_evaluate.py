@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,19 @@ def test_record_survives_json(tuned):
     back = Evaluation.from_json(json.loads(text))
     assert back.to_json() == tuned.to_json()
     assert back.gain == tuned.gain
+
+
+def test_images_that_could_not_be_read_are_counted_and_in_no_figure(found):
+    failed = {"x.png": "cannot read it", "y.png": "no such file"}
+    counted = evaluate(replace(cohort(), failed=failed), draws=200)
+    assert (found.n_failed, counted.n_failed) == (0, 2)
+    assert counted.to_json() == {**found.to_json(), "n_failed": 2}
+
+
+def test_a_record_of_before_that_does_not_say_how_many_failed_is_read(found):
+    record = found.to_json()
+    del record["n_failed"]
+    assert Evaluation.from_json(record).to_json() == found.to_json()
 
 
 @pytest.mark.parametrize("schema", [None, "lobule.evaluation/1"])

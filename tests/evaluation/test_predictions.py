@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lobule.data.manifest import Manifest, complete
 from lobule.errors import DataError, UsageError
@@ -73,7 +77,7 @@ def test_decision_reaches_the_threshold_or_not():
     assert decide(prob, None).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 def test_table_survives_its_file_to_the_last_digit(tmp_path, ending):
     first = predictions(path=[f'{i}, "ü"\n.png' for i in range(6)])
     p = first.table["prob_malignant"] / 3
@@ -156,7 +160,7 @@ def test_columns_of_another_tool_may_stand_in_any_order(tmp_path):
 def test_numbers_and_the_word_na_can_be_labels_and_patients(tmp_path):
     first = predictions(label=["0", "NA", "NA", "0", "0", "NA"], patient=["007"] * 6)
     table = first.table.rename(columns={"prob_benign": "prob_0", "prob_malignant": "prob_NA"})
-    for ending in ("csv", "parquet"):
+    for ending in ("csv", "parquet", "jsonl"):
         file = tmp_path / f"p.{ending}"
         write_predictions(type(first)(table, ("0", "NA")), file)
         back = read_predictions(file)
@@ -198,3 +202,131 @@ def test_of_three_classes_a_patient_has_the_commonest():
         manifest, ("benign", "invasive", "normal"), {"prob": np.full((3, 3), 1 / 3)}, {}
     )
     assert at_level(found, "patient").table["label"].tolist() == ["invasive"]
+
+
+# ---- texts that a spreadsheet would execute
+
+texts = st.one_of(
+    st.text(st.sampled_from("'\"=+-@\t\r\n |%a,0"), min_size=1, max_size=6),
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8
+    ),
+)
+
+
+@given(
+    paths=st.lists(texts, min_size=6, max_size=6, unique=True),
+    names=st.lists(texts, min_size=2, max_size=2, unique=True),
+    patient=texts,
+)
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_any_text_is_read_as_it_was_written(tmp_path_factory, ending, paths, names, patient):
+    first = predictions()
+    table = first.table.rename(
+        columns={"prob_benign": f"prob_{names[0]}", "prob_malignant": f"prob_{names[1]}"}
+    )
+    own = dict(zip(("benign", "malignant"), names, strict=True))
+    table = table.assign(
+        path=paths, patient=patient, label=table["label"].map(own),
+        decision=table["decision"].map(own), source=patient,
+    )  # fmt: skip
+    file = tmp_path_factory.mktemp("p") / f"p.{ending}"
+    write_predictions(type(first)(table, tuple(names)), file)
+    back = read_predictions(file)
+    assert back.classes == tuple(names)
+    for column in ("path", "patient", "label", "decision", "source"):
+        assert back.table[column].tolist() == table[column].tolist()
+    assert np.array_equal(back.probabilities(), type(first)(table, tuple(names)).probabilities())
+
+
+def test_a_spreadsheet_has_nothing_to_execute(tmp_path):
+    write_predictions(predictions(path=[f"{c}1" for c in "=+-@\t'"]), tmp_path / "p.csv")
+    lines = (tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert {line.split(",")[0] for line in lines} == {"'=1", "'+1", "'-1", "'@1", "'\t1", "'1"}
+
+
+def test_a_name_of_another_tool_that_begins_with_an_apostrophe_stays(tmp_path):
+    file = other_tool(tmp_path, "path,label,prob_a,prob_b\n'x,a,1,0\n''y,b,0,1\n")
+    assert read_predictions(file).table["path"].tolist() == ["'x", "''y"]
+
+
+# ---- images that could not be read
+
+
+def with_failed():
+    first = predictions()
+    members = {
+        "set_benign": [True, False] * 3,
+        "set_malignant": True,
+        "accepted": [True] * 5 + [False],
+    }
+    table = first.table.assign(**members, fold=range(6))
+    return replace(first, table=table, failed={"a15.png": "cannot read it", "z": "no such file"})
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_images_that_could_not_be_read_have_a_row_and_are_read_back_as_failed(tmp_path, ending):
+    first, file = with_failed(), tmp_path / f"p.{ending}"
+    write_predictions(first, file, failures=True)
+    back = read_predictions(file)
+    assert back.failed == first.failed
+    assert back.table["path"].tolist() == first.table["path"].tolist()
+    assert np.array_equal(back.probabilities(), first.probabilities())
+    assert np.array_equal(back.sets, first.sets)
+    assert np.array_equal(back.accepted, first.accepted)
+    assert back.y.tolist() == first.y.tolist()
+    assert "error" not in back.table
+
+
+def test_such_a_row_holds_path_identity_and_reason_alone_in_the_order_of_paths(tmp_path):
+    write_predictions(with_failed(), tmp_path / "p.jsonl", failures=True)
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == [
+        "a1.png", "a15.png", "a2.png", "a3.png", "b1.png", "b2.png", "u.png", "z",
+    ]  # fmt: skip
+    assert {key: value for key, value in rows[1].items() if value is not None} == {
+        "schema": "lobule.prediction/1", "path": "a15.png", "model": "m", "source": "here",
+        "error": "cannot read it",
+    }  # fmt: skip
+    assert rows[0]["error"] is None
+    assert rows[0]["fold"] == 0
+    assert rows[0]["accepted"] is True
+
+
+def test_unless_it_is_asked_for_no_such_row_is_written(tmp_path):
+    write_predictions(with_failed(), tmp_path / "p.parquet")
+    assert "error" not in pd.read_parquet(tmp_path / "p.parquet")
+    assert len(read_predictions(tmp_path / "p.parquet")) == 6
+
+
+def test_the_column_of_reasons_is_there_even_if_all_could_be_read(tmp_path):
+    write_predictions(predictions(), tmp_path / "p.csv", failures=True)
+    assert pd.read_csv(tmp_path / "p.csv")["error"].isna().all()
+
+
+def test_a_row_with_probabilities_is_scored_whatever_another_tool_calls_error(tmp_path):
+    file = other_tool(tmp_path, "path,label,prob_a,prob_b,error\nx,a,1,0,0.3\ny,b,0,1,\n")
+    found = read_predictions(file)
+    assert len(found) == 2
+    assert found.failed == {}
+
+
+def test_a_row_without_probabilities_and_without_a_reason_is_refused(tmp_path):
+    file = other_tool(tmp_path, "path,label,prob_a,prob_b,error\nx,a,1,0,\ny,b,,,\n")
+    with pytest.raises(DataError, match=r"1 row\(s\) of .* hold no probabilities .* for y"):
+        read_predictions(file)
+
+
+def test_failed_images_need_not_be_in_the_manifest_that_knows_the_labels(tmp_path):
+    first = with_failed()
+    write_predictions(first, tmp_path / "p.csv", failures=True)
+    manifest = Manifest(Path(), complete(first.table[["path", "label"]]))
+    assert read_predictions(tmp_path / "p.csv", manifest=manifest).failed == first.failed
+
+
+def test_lines_that_are_no_json_are_refused(tmp_path):
+    for text in ("{", "[1]\n", '{"path": "x", "label": "a"}\n'):
+        (tmp_path / "p.jsonl").write_text(text)
+        with pytest.raises(DataError, match=r"p\.jsonl"):
+            read_predictions(tmp_path / "p.jsonl")

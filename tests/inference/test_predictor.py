@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+import lobule
 from lobule.cli.app import app
 from lobule.data.scan import scan
 from lobule.errors import DataError, ImageError
@@ -109,6 +110,10 @@ def test_rows_carry_the_identity_of_the_model(finished_run, folder):
     assert set(table["weights"]) == {model.weights_sha256}
     assert set(table["preprocessing"]) == {model.preprocessing.id}
     assert set(table["source"]) == {"ward 7"}
+    assert set(table["training_data"]) == {model.info.training["data_hash"]}
+    assert set(table["tool"]) == {f"lobule {lobule.__version__}"}
+    assert set(table["notice"]) == {"Research use only. Not for diagnosis."}
+    assert table["time"].nunique() == 1
 
 
 def test_an_unreadable_image_fails_by_default_and_is_named(finished_run, folder):
@@ -123,6 +128,14 @@ def test_skipped_images_are_named_with_the_reason(finished_run, folder):
     assert list(found.failed) == ["zz.png"]
     assert "not a PNG" in found.failed["zz.png"]
     assert "zz.png" not in found.table["path"].tolist()
+
+
+def test_files_that_are_not_there_are_skipped_with_the_unreadable(finished_run, folder):
+    (folder / "zz.png").write_text("no picture")
+    paths = [*sorted(folder.iterdir()), folder / "gone.png"]
+    found = predict(finished_run.model, paths, on_error="skip")
+    assert len(found) == len(paths) - 2
+    assert {path.rsplit("/", 1)[-1] for path in found.failed} == {"zz.png", "gone.png"}
 
 
 def test_nothing_readable_is_an_error(finished_run, tmp_path):

@@ -152,11 +152,14 @@ def serving(finished_run):
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
             thread.start()
-            while not server.started:
-                time.sleep(0.01)
-            yield Guarded(port)
-            server.should_exit = True
-            thread.join(timeout=30)
+            try:
+                while not server.started and thread.is_alive():
+                    time.sleep(0.01)
+                yield Guarded(port)
+            finally:
+                # a test that fails must not leave a thread that keeps the process from ending
+                server.should_exit = True
+                thread.join(timeout=30)
 
     return run
 

@@ -264,6 +264,7 @@ def test_decoders_that_are_killed_are_replaced(served, photographs):
             assert replies[-1].status_code == 200
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(
     finished_run, photographs, tmp_path
 ):
@@ -292,6 +293,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(
         stop(server)
 
 
+@pytest.mark.slow
 def test_work_that_takes_too_long_is_given_up(finished_run, photographs, tmp_path):
     server = start(finished_run.folder / "model", tmp_path, "--timeout", "0.01")
     try:

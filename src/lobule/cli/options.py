@@ -62,6 +62,7 @@ class OnError(StrEnum):
 
     fail = "fail"
     skip = "skip"
+    report = "report"
 
 
 class Device(StrEnum):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lobule.cli import texts
+from lobule.cli import answers, texts
 from lobule.cli.console import PARTIAL, bar, emit, say
 from lobule.cli.options import (
     Cache,
@@ -32,42 +34,70 @@ Compared = Annotated[Path, typer.Argument(help="Run folder, or predictions (.csv
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Model folder, RUN/model.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help=".csv or .parquet file.")] = None,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders, quoted patterns ('photos/**/*.jpg'), and - for paths on "
+            "standard input."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help=".csv, .parquet or .jsonl file.")
+    ] = None,
     on_error: OnErrorChoice = OnError.fail,
     engine: RunnerChoice = Runner.auto,
     precision: RoundingChoice = Rounding.fp32,
     views: Views = 8,
     cache: Cache = True,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(help="Hash-chained log to add what was answered to, without file names."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Predict images with a saved model; exit code 5 if some were skipped."""
+    """Predict images with a saved model; exit code 5 if some could not be read."""
+    from lobule.data.named import expand
     from lobule.data.scan import scan_files
-    from lobule.evaluation.predictions import write_predictions
-    from lobule.files import default_cache
+    from lobule.evaluation.predictions import ENDINGS, write_predictions
+    from lobule.files import default_cache, table_kind
     from lobule.inference.choice import Running
     from lobule.inference.predictor import predict as run
     from lobule.models.bundle import open_model
 
+    # all that may be wrong with the call, before the work
     running = Running(engine.value, precision.value, views)
-    manifest = scan_files(images, progress=bar)
+    if out is not None:
+        table_kind(out, ENDINGS)
+    log = None
+    if audit_log is not None:
+        from lobule.audit_log import AuditLog
+
+        log = AuditLog(audit_log)
+    leaves_out, reports = on_error is not OnError.fail, on_error is OnError.report
+    lost: dict[str, str] = {}
+    # a process may have been started without standard input
+    paths = expand(images, lambda: b"" if sys.stdin is None else sys.stdin.buffer.read())
+    manifest = scan_files(paths, failed=lost if leaves_out else None, progress=bar)
     for file in manifest.skipped:
         say(f"passed over {show(file.path)}: {file.reason}")
-    predictions = run(
+    found = run(
         open_model(model),
         manifest,
-        on_error=on_error.value,
+        on_error="skip" if leaves_out else "fail",
         running=running,
         cache=default_cache() if cache else None,
         progress=bar,
     )
+    predictions = replace(found, failed={**lost, **found.failed})
+    if log is not None:
+        log.append("predict", **answers.audit_record(predictions, manifest))
     if out is not None:
-        write_predictions(predictions, out)
+        write_predictions(predictions, out, failures=reports)
     for reason in predictions.failed.values():
-        say(f"skipped: {reason}")
+        say(f"{'reported' if reports else 'skipped'}: {reason}")
     emit(
-        texts.predictions_text(predictions, out),
-        texts.predictions_record(predictions, out),
+        answers.predictions_text(predictions, out),
+        answers.predictions_record(predictions, out),
         as_json=json,
     )
     if predictions.failed:

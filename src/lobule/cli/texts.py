@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobule.errors import show
+from lobule.identity import NOTICE
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lobule.checkup import Check
     from lobule.data.findings import Audit
     from lobule.data.manifest import Manifest
     from lobule.evaluation.compare import Comparison
     from lobule.evaluation.evaluate import Evaluation
     from lobule.evaluation.leakage import Leakage
-    from lobule.evaluation.predictions import Predictions
     from lobule.evaluation.study import Study
     from lobule.inference.external import External
     from lobule.inference.stress import Stress
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 
 def scan_record(manifest: Manifest, out: Path | None) -> dict[str, Any]:
     """Return counts, the rows and what was passed over."""
+    from lobule.files import plain_rows
+
     return {
         "schema": "lobule.scan/1",
         "root": str(manifest.root),
@@ -36,7 +36,7 @@ def scan_record(manifest: Manifest, out: Path | None) -> dict[str, Any]:
         "n_patients": int(manifest.table["patient"].nunique()),
         "patients_known": manifest.patients_known,
         "skipped": [vars(file) for file in manifest.skipped],
-        "images": _rows(manifest.table),
+        "images": plain_rows(manifest.table),
     }
 
 
@@ -132,7 +132,7 @@ def run_text(run: Run) -> str:
         leakage_text(run.leakage),
         f"model: {show(run.folder / 'model')} ({run.model.id})",
         f"report: {show(run.folder / 'report.html')}",
-        "Research use only. Not for diagnosis.",
+        NOTICE,
     ])  # fmt: skip
 
 
@@ -142,6 +142,8 @@ def evaluation_text(found: Evaluation) -> str:
     lines = [f"{found.source}: {found.n_images} images, {who}; 95% patient-bootstrap intervals"]
     if len(found.classes) == 2:
         lines.append(f"  positive class: {show(found.classes[-1])}")
+    if found.n_failed:
+        lines.append(f"  {found.n_failed} image(s) could not be read and are in no figure")
     for level, figures in found.levels.items():
         decision = figures.decisions[-1]
         lines.append(f"  {level} level ({figures.n_units}), decisions at {decision.rule}")
@@ -218,7 +220,7 @@ def external_text(found: External, out: Path) -> str:
         *(f"  - {show(line)}" for line in found.cannot_know),
         f"predictions: {show(out / 'predictions.parquet')}",
         f"report: {show(out / 'report.html')}",
-        "Research use only. Not for diagnosis.",
+        NOTICE,
     ])  # fmt: skip
 
 
@@ -259,45 +261,6 @@ def summary_text(found: Summary) -> str:
     ])  # fmt: skip
 
 
-def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, Any]:
-    """Return the rows and the model's identity."""
-    table = predictions.table
-    shown = [
-        c
-        for c in table.columns
-        if c in ("path", "decision", "ood_score", "accepted") or c.startswith(("prob_", "set_"))
-    ]
-    identity = {name: str(table[name].iloc[0]) for name in ("model", "weights", "preprocessing")}
-    return {
-        "schema": "lobule.predict/1",
-        **identity,
-        "threshold": float(table["threshold"].iloc[0]) if "threshold" in table else None,
-        "out": None if out is None else str(out),
-        "predictions": _rows(table[shown]),
-        "failed": dict(predictions.failed),
-        "notice": "Research use only. Not for diagnosis.",
-    }
-
-
-def predictions_text(predictions: Predictions, out: Path | None) -> str:
-    """Return a line an image, or counts where they were written to a file."""
-    table = predictions.table
-    if out is not None:
-        counts = ", ".join(f"{n} {show(c)}" for c, n in _answer(predictions).value_counts().items())
-        return f"{len(table)} images: {counts}\npredictions: {show(out)}"
-    positive = predictions.probabilities()[:, -1]
-    return "\n".join(
-        f"{p:.4f}  {show(answer):<12} {show(path)}"
-        for p, answer, path in zip(positive, _answer(predictions), table["path"], strict=True)
-    )
-
-
-def _answer(predictions: Predictions) -> pd.Series[str]:
-    """Return the decision on each image, or that the gate refused it."""
-    decision, accepted = predictions.table["decision"], predictions.accepted
-    return decision if accepted is None else decision.where(accepted, "refused")
-
-
 def export_record(found: Export) -> dict[str, Any]:
     """Return what export.json holds, and where it lies."""
     return {**found.to_json(), "folder": str(found.folder)}
@@ -332,10 +295,3 @@ def doctor_text(checks: Sequence[Check]) -> str:
         if check.fix:
             lines.append(f"      fix: {check.fix}")
     return "\n".join(lines)
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows of plain types; missing values are None."""
-    plain = table.astype(object).where(table.notna(), None)
-    records: list[dict[str, Any]] = plain.to_dict(orient="records")
-    return records

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lobule.data.images import read_file, read_header
 from lobule.data.layouts import parse_magnification
 from lobule.errors import DataError, ImageError, UsageError, name_some, show
-from lobule.files import table_kind, write_table
+from lobule.files import read_csv, table_kind, write_table
 
 SCHEMA: dict[str, str] = {
     "path": "string",  # below the manifest's root, with forward slashes
@@ -249,7 +249,7 @@ def read_manifest(path: Path, *, root: Path | None = None, with_images: bool = T
     try:
         if kind == ".csv":
             # everything as text first: "007" is a patient, not a number
-            rows = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""])
+            rows = read_csv(path, "string")
         else:
             arrow = pq.read_table(path)
             metadata = arrow.schema.metadata or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +22,7 @@ from lobule.data.layouts import (
 )
 from lobule.data.manifest import SPLITS, Manifest, Skipped, complete, measure
 from lobule.errors import DataError, name_some, show
+from lobule.files import read_csv
 from lobule.parallel import ahead, in_parts
 from lobule.progress import Progress, no_progress
 
@@ -34,6 +35,7 @@ def scan(
     *,
     pattern: str | None = None,
     metadata: Path | None = None,
+    failed: dict[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
     """List every image below `folder` with its class, patient, slide, size and SHA-256.
@@ -45,6 +47,8 @@ def scan(
     `folder`), and `metadata` (a CSV with a column `path` or `file`; its other columns are kept).
     An image that cannot be read stays in the table without width and height; anything else
     that is no image is listed in `Manifest.skipped`.
+    failed: where given, an image whose very bytes cannot be read is noted there with the reason
+    and left out, instead of raised.
     Raises DataError if the folder is missing, cannot be listed, or holds no image.
     """
     # not Path.is_dir, which raises where the folder above may not be searched
@@ -61,7 +65,7 @@ def scan(
             f"in it and below, found {len(skipped)} other file(s)",
             fix="put them as DIR/benign/*.png and DIR/malignant/*.png, one folder a class",
         )
-    table = _describe(folder, files, lambda file: _place(file, grammar), progress)
+    table = _describe(folder, files, lambda file: _place(file, grammar), failed, progress)
     if metadata is not None:
         table, lost = _join_metadata(table, metadata)
         skipped += [Skipped(name, "named in --metadata, but not in the folder") for name in lost]
@@ -79,26 +83,39 @@ def _empty_folders(root: Path, files: Sequence[str]) -> list[Skipped]:
     return [Skipped(f"{name}/", "no image in this folder") for name in names if name not in holds]
 
 
-def scan_files(paths: Sequence[Path], *, progress: Progress = no_progress) -> Manifest:
+def scan_files(
+    paths: Sequence[Path],
+    *,
+    failed: dict[str, str] | None = None,
+    progress: Progress = no_progress,
+) -> Manifest:
     """List files and folders to be predicted; a class is not needed.
 
     One folder is listed as `scan` does, with paths below it; otherwise the paths stand as given
-    and only the file names are read, since the folders above them may mean anything.
+    and only the file names are read, since the folders above them may mean anything. What is named
+    twice is listed once. failed: where given, files that are not there or cannot be read are noted
+    there with the reason and left out, instead of raised.
     Raises DataError if one does not exist or no image is among them.
     """
     if len(paths) == 1 and paths[0].is_dir():
-        return scan(paths[0], progress=progress)
+        return scan(paths[0], failed=failed, progress=progress)
     files: list[str] = []
     skipped: list[Skipped] = []
     for path in paths:
-        if path.is_dir():
+        # not Path.is_dir, which raises where the folder above may not be searched
+        if os.path.isdir(path):
             images, others = _list_images(path)
             files += [(path / image).as_posix() for image in images]
             skipped += [Skipped((path / o.path).as_posix(), o.reason) for o in others]
-        elif path.exists():
+        elif (reason := _why_no_file(path)) is None:
             files.append(path.as_posix())
+        elif failed is None:
+            raise DataError(reason)
         else:
-            raise DataError(f"no such file or folder: {show(path)}")
+            failed[show(path.as_posix())] = reason
+    files = list(dict.fromkeys(files))
+    if not files and failed:
+        raise _none_read(failed)
     if not files:
         raise DataError(
             f"no images in {name_some([str(path) for path in paths])}",
@@ -109,8 +126,18 @@ def scan_files(paths: Sequence[Path], *, progress: Progress = no_progress) -> Ma
         # only the name is read, since the folders above may mean anything
         return {**_place(PurePosixPath(file).name, None), "path": file}
 
-    table = _describe(Path(), files, place, progress)
+    table = _describe(Path(), files, place, failed, progress)
     return Manifest(Path(), table, tuple(skipped))
+
+
+def _why_no_file(path: Path) -> str | None:
+    if not os.path.exists(path):
+        return f"no such file or folder: {show(path)}"
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return f"the name of {show(path)} is not valid UTF-8; rename it"
+    return None
 
 
 _TASK = 32
@@ -121,23 +148,45 @@ _PART = 2_048
 
 
 def _describe(
-    root: Path, files: Sequence[str], place: Callable[[str], dict[str, Any]], progress: Progress
+    root: Path,
+    files: Sequence[str],
+    place: Callable[[str], dict[str, Any]],
+    failed: dict[str, str] | None,
+    progress: Progress,
 ) -> pd.DataFrame:
     """Read size and hash of every file; `place` tells what its path says."""
 
-    def read(some: Sequence[str]) -> list[dict[str, Any]]:
-        return [measure(root / file) for file in some]
+    def measured(file: str) -> dict[str, Any] | DataError:
+        try:
+            return measure(root / file)
+        except DataError as error:
+            return error
+
+    def read(some: Sequence[str]) -> list[dict[str, Any] | DataError]:
+        return [measured(file) for file in some]
 
     def each() -> Iterator[dict[str, Any]]:
         # Reading and hashing leave the interpreter lock, so threads help even from one disk. They
         # do little else: two that wait for the lock in turns are slower than one.
-        measured = (row for part in ahead(read, in_parts(files, _TASK)) for row in part)
-        for file, row in zip(files, measured, strict=True):
-            yield {**place(file), **row}
+        found: Iterable[dict[str, Any] | DataError]
+        found = (row for part in ahead(read, in_parts(files, _TASK)) for row in part)
+        found = progress(found, total=len(files), task="scanning")
+        for file, row in zip(files, found, strict=True):
+            if not isinstance(row, DataError):
+                yield {**place(file), **row}
+            elif failed is None:
+                raise row
+            else:
+                failed[file] = row.what
 
-    rows = progress(each(), total=len(files), task="scanning")
-    parts = [complete(pd.DataFrame(part)) for part in in_parts(rows, _PART)]
+    parts = [complete(pd.DataFrame(part)) for part in in_parts(each(), _PART)]
+    if not parts:
+        raise _none_read(failed or {})
     return parts[0] if len(parts) == 1 else complete(pd.concat(parts, ignore_index=True))
+
+
+def _none_read(failed: Mapping[str, str]) -> DataError:
+    return DataError(f"none of the files can be read; {next(iter(failed.values()))}")
 
 
 def _list_images(root: Path) -> tuple[list[str], list[Skipped]]:
@@ -230,7 +279,7 @@ def _join_metadata(table: pd.DataFrame, metadata: Path) -> tuple[pd.DataFrame, l
     Returns the table, and the names in the CSV that are not in the folder.
     """
     try:
-        given = pd.read_csv(metadata, dtype="string", keep_default_na=False, na_values=[""])
+        given = read_csv(metadata, "string")
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise DataError(f"cannot read --metadata {show(metadata)}: {error}") from error
     key = next((name for name in ("path", "file", "filename") if name in given), None)

@@ -94,7 +94,7 @@ class Evaluation:
     views. baselines: by name (those of BASELINES that there are predictions of), then by level.
     gain: ROC AUC of the model less that of a baseline on the same redrawn patients, by name, then
     by level; not of the majority, which ranks nothing. decision_curve: net benefit by level, of two
-    classes; empty with more.
+    classes; empty with more. n_failed: images that could not be read, and so are in no figure.
     """
 
     classes: tuple[str, ...]
@@ -109,6 +109,7 @@ class Evaluation:
     gain: dict[str, dict[Level, Interval]]
     subgroups: list[Subgroup]
     decision_curve: dict[Level, list[Benefit]]
+    n_failed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types with a schema; undefined figures are None with a reason."""
@@ -121,6 +122,8 @@ class Evaluation:
         if record.get("schema") != SCHEMA:
             raise DataError(f"not an evaluation: schema {record.get('schema')!r}, not {SCHEMA!r}")
         try:
+            # records of before do not say how many could not be read
+            record = {"n_failed": 0, **record}
             fields = {key: record[key] for key in cls.__dataclass_fields__}
             fields["classes"] = tuple(record["classes"])
             fields["levels"] = {k: _figures(v) for k, v in record["levels"].items()}
@@ -189,6 +192,7 @@ def evaluate(predictions: Predictions, *, draws: int = DRAWS, seed: int = 0) -> 
             for level, of in units.items()
             if len(predictions.classes) == 2
         },
+        n_failed=len(predictions.failed),
     )
 
 

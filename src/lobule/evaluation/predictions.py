@@ -15,13 +15,15 @@ Columns, one row an image:
     ood_score               how unlike the training images it is (see `models.gate`)
     accepted                whether the gate lets it through; if not, the rest means little
     decision                class at the operating point (two classes) or of highest probability
-    model, weights, preprocessing, source           identity: who said so, and on what data
+    model, weights, preprocessing, source, training_data, tool, time, notice
+                            identity: who said so, of what, when, and what it is for
+    error                   why an image could not be read; then all but path and identity is empty
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,7 @@ from numpy.typing import NDArray
 from lobule.data.manifest import Manifest, class_indices, groups_of, order_classes
 from lobule.errors import DataError, name_some, show
 from lobule.evaluation.conformal import prediction_sets
-from lobule.files import table_kind, write_table
+from lobule.files import TABLES, read_csv, read_lines, table_kind, write_lines, write_table
 
 Level = Literal["image", "slide", "patient"]
 
@@ -42,18 +44,30 @@ LEVELS: tuple[Level, ...] = ("image", "slide", "patient")
 KINDS = ("prob", "plain", "raw", "frozen", "colour", "prior")
 """Prefixes of the probability columns."""
 
-TEXT = ("path", "label", "patient", "slide", "subtype")
+IDENTITY = (
+    "model", "weights", "preprocessing", "source", "training_data", "tool", "time", "notice",
+)  # fmt: skip
+"""Columns that are the same in all rows of one call."""
+
+TEXT = ("path", "label", "patient", "slide", "subtype", "decision", *IDENTITY, "error")
 """Columns that are text, whatever they look like."""
 
 KNOWN = ("label", "patient", "slide", "magnification", "subtype")
 """Manifest columns that evaluation needs."""
+
+ENDINGS = (*TABLES, ".jsonl")
+"""Endings of files that predictions are kept in."""
+
+ROW_SCHEMA = "lobule.prediction/1"
+"""Of one of the JSON lines."""
 
 
 @dataclass(frozen=True)
 class Predictions:
     """A predictions table and its classes in the order of their columns (positive last of two).
 
-    failed: images that were asked for and left out as unreadable, with the reason by path.
+    failed: images that were asked for and could not be read, with the reason by path; they are
+    in no row of the table, and so in no figure.
     """
 
     table: pd.DataFrame
@@ -133,7 +147,7 @@ def make_predictions(
 
     probabilities: by kind (see KINDS), each (n, K). limits: as `locked.Locked.limits` names them,
     each (n,) or the same for all images; no thresholds with more than two classes. gated: what the
-    gate says, if there is one. identity: model, weights, preprocessing and source.
+    gate says, if there is one. identity: of IDENTITY what is known.
     """
     columns: dict[str, Any] = {"path": manifest.table["path"]}
     columns.update({name: manifest.table[name] for name in KNOWN})
@@ -181,24 +195,65 @@ def threshold_of(units: Predictions) -> NDArray[np.float64] | float | None:
     return thresholds
 
 
-def write_predictions(predictions: Predictions, path: Path) -> None:
-    """Write Parquet or CSV by the ending of `path`, atomically, floats to the last digit."""
-    write_table(predictions.table, path)
+def write_predictions(predictions: Predictions, path: Path, *, failures: bool = False) -> None:
+    """Write CSV, Parquet or JSON lines by the ending of `path`, atomically, to the last digit.
+
+    In CSV no cell is one that a spreadsheet would execute. failures: add a column `error`, and a
+    row for each image that could not be read, in which only path, identity and reason stand.
+    """
+    kind = table_kind(path, ENDINGS)
+    table = _with_failed(predictions) if failures else predictions.table
+    if kind == ".jsonl":
+        write_lines(table, path, schema=ROW_SCHEMA)
+    else:
+        write_table(table, path)
+
+
+def _with_failed(predictions: Predictions) -> pd.DataFrame:
+    table, failed = predictions.table, predictions.failed
+    # the kinds that can be empty
+    kinds = {np.dtype(np.bool_): "boolean", np.dtype(np.int64): "Int64"}
+    table = table.astype({n: kinds[kind] for n, kind in table.dtypes.items() if kind in kinds})
+    identity = {name: table[name].iloc[0] for name in IDENTITY if name in table}
+    rows = pd.DataFrame({"path": list(failed), **identity, "error": list(failed.values())})
+    rows = rows.astype("string").reindex(columns=[*table.columns, "error"])
+    typed = {name: kind for name, kind in table.dtypes.items() if name not in TEXT}
+    table = pd.concat([table, rows.astype(typed)])
+    return table.sort_values("path", kind="stable").reset_index(drop=True)
+
+
+def _without_failed(table: pd.DataFrame, classes: tuple[str, ...]) -> Predictions:
+    """Take out the rows of images that could not be read: a reason stands there, and no answer."""
+    if "error" not in table:
+        return Predictions(table, classes)
+    answered = table[[f"prob_{name}" for name in classes]].notna().any(axis=1)
+    lost = table["error"].notna() & ~answered
+    failed = dict(zip(table["path"][lost], table["error"][lost], strict=True))
+    kept = table[~lost].reset_index(drop=True)
+    if kept["error"].isna().all():
+        kept = kept.drop(columns="error")
+    # beside empty cells, true and false were read as something else
+    flags = [c for c in kept if c.startswith("set_") or c == "accepted"]
+    return Predictions(kept.astype(dict.fromkeys(flags, bool)), classes, failed)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    kind = table_kind(path, ENDINGS)
+    if kind == ".csv":
+        # "NA" may be a class and "007" a patient
+        return read_csv(path, dict.fromkeys(TEXT, "string"))
+    return read_lines(path) if kind == ".jsonl" else pd.read_parquet(path)
 
 
 def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predictions:
     """Read predictions; labels and patients may come from a manifest, matched by path.
 
+    Rows of images that could not be read become `Predictions.failed`.
     Raises DataError if the file cannot be read, holds no probabilities, has probabilities that
     do not sum to 1, or if labels are missing or unknown to the model.
     """
     try:
-        if table_kind(path) == ".csv":
-            # "NA" may be a class and "007" a patient
-            types = dict.fromkeys(TEXT, "string")
-            table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-        else:
-            table = pd.read_parquet(path)
+        table = _read(path)
         table = table.astype({name: "string" for name in TEXT if name in table})
     except (OSError, ValueError, pa.ArrowInvalid, pd.errors.ParserError) as error:
         raise DataError(f"cannot read the predictions {show(path)}: {error}") from error
@@ -212,12 +267,12 @@ def read_predictions(path: Path, *, manifest: Manifest | None = None) -> Predict
             f"'prob_<class>' (its columns: {name_some([str(c) for c in table.columns])})",
             fix="make one with `lobule predict MODEL DIR -o predictions.csv`",
         )
-    if manifest is not None:
-        table = _join_known(table, manifest, path)
+    found = _without_failed(table, classes)
+    table = found.table if manifest is None else _join_known(found.table, manifest, path)
     for name in KNOWN:
         if name not in table:
             table[name] = pd.Series(pd.NA, index=table.index, dtype="string")
-    predictions = Predictions(table, classes)
+    predictions = replace(found, table=table)
     _check(predictions, path)
     return predictions
 

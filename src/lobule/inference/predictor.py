@@ -16,6 +16,7 @@ from lobule.data.scan import scan_files
 from lobule.errors import DataError, show
 from lobule.evaluation.locked import Locked
 from lobule.evaluation.predictions import Gated, Predictions, make_predictions
+from lobule.identity import NOTICE, TOOL, now
 from lobule.inference.choice import Running, choose_engine
 from lobule.models.bundle import Model
 from lobule.models.classifier import Features, Matrix
@@ -44,22 +45,25 @@ def predict(
 ) -> Predictions:
     """Predict images with a model from `load_model`.
 
-    images: a manifest, a folder, or files and folders. on_error: "fail" raises ImageError at the
+    images: a manifest, a folder, or files and folders. on_error: "fail" raises an error at the
     first image that cannot be read; "skip" leaves such images out and names them in
-    `Predictions.failed`. cache: folder of features computed before. source: what the images are,
-    in words, for the `source` column. running: what runs the network, on how many views; the
-    operating point was chosen on the mean of eight.
+    `Predictions.failed`, and files that are not there as well. cache: folder of features computed
+    before. source: what the images are, in words, for the `source` column. running: what runs the
+    network, on how many views; the operating point was chosen on the mean of eight.
     The decision is taken at the operating point stored in the model, never at a new one. Images
     are worked on one at a time, so that memory does not grow with their size.
     Raises DataError if no image is left.
     """
+    lost: dict[str, str] = {}
     if not isinstance(images, Manifest):
         paths = [images] if isinstance(images, Path) else list(images)
-        images = scan_files(paths, progress=progress)
+        noted = lost if on_error == "skip" else None
+        images = scan_files(paths, failed=noted, progress=progress)
     extractor = open_extractor(model, images, running, cache=cache)
-    return predict_with(
+    found = predict_with(
         model, extractor, images, on_error=on_error, cache=cache, source=source, progress=progress
     )
+    return replace(found, failed={**lost, **found.failed})
 
 
 def open_extractor(
@@ -146,6 +150,10 @@ class _Said:
             weights=model.weights_sha256,
             preprocessing=model.preprocessing.id,
             source=source,
+            training_data=str(model.info.training["data_hash"]),
+            tool=TOOL,
+            time=now(),
+            notice=NOTICE,
         )
 
 

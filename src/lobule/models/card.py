@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lobule.errors import show
+from lobule.identity import NOTICE
 from lobule.models.license import terms
 
-RESEARCH_USE = "Research use only. Not for diagnosis."
+RESEARCH_USE = NOTICE
+"""What stands on every card and report."""
 
 Fact = tuple[str, str]
 """A term and what is said of it."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from lobule import __version__
 from lobule.evaluation.predictions import Predictions
+from lobule.identity import NOTICE, TOOL, now
 from lobule.models.bundle import Model
 
 SCHEMA: Literal["lobule.answer/1"] = "lobule.answer/1"
-
-NOTICE = "Research use only. Not for diagnosis."
 
 Verdict = Literal["decided", "uncertain", "unlike"]
 """Whether the class decided on stands alone in its set; whether several, or none, are in it; or
@@ -74,8 +71,8 @@ def identify(model: Model) -> Identity:
         weights_sha256=model.weights_sha256,
         preprocessing=model.preprocessing.id,
         training_data=str(model.info.training["data_hash"]),
-        tool=f"lobule {__version__}",
-        time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        tool=TOOL,
+        time=now(),
     )
 
 

@@ -20,7 +20,8 @@ from starlette.types import ASGIApp
 from lobule import __version__
 from lobule.explain import overlay
 from lobule.explain.maps import Method
-from lobule.serving.answers import NOTICE, Answer, Identity, identify
+from lobule.identity import NOTICE
+from lobule.serving.answers import Answer, Identity, identify
 from lobule.serving.downloads import picture
 from lobule.serving.guard import Access, Guard, error_body
 from lobule.serving.limits import Refused

@@ -22,8 +22,9 @@ from lobule.data.tissue import draw_field, draw_stain
 from lobule.errors import ImageError
 from lobule.explain import overlay
 from lobule.explain.maps import METHODS, Method
+from lobule.identity import NOTICE
 from lobule.serving import words
-from lobule.serving.answers import NOTICE, Answer, identify
+from lobule.serving.answers import Answer, identify
 from lobule.serving.downloads import as_csv, as_json, data_uri, picture
 from lobule.serving.limits import Refused
 from lobule.serving.service import Answered, Explained, Service, answer_each

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from lobule.audit_log import AuditLog
 from lobule.data.images import ImageArray
@@ -29,6 +31,9 @@ from lobule.serving.decoding import Decoder
 from lobule.serving.limits import Limits, Refused
 from lobule.serving.uploads import Upload
 from lobule.training.features import Extractor
+
+_JUDGED_PX = 1_024
+"""Longer side of the photograph that a map is judged on: networks see no more of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +108,7 @@ class Service:
         features = Features(views[None], colour[None])
         answer = self._answer(data, image, features, name, patient)
         if self._log is not None:
-            said = answer.model_dump(by_alias=True, exclude={"name", "patient", "identity"})
-            who = answer.identity.model_dump(exclude={"time", "notice"})
-            record = partial(self._log.append, "predict", answer=said, identity=who)
-            await loop.run_in_executor(self._waiting, record)
+            await loop.run_in_executor(self._waiting, _note, self._log, answer)
         return Answered(answer, image, features)
 
     async def explain(self, answered: Answered, of_class: str, method: Method) -> Explained:
@@ -157,7 +159,7 @@ class Service:
             views = self.batches.extractor.of_one(image)
             return float(self.model.heads.tissue.probabilities(views)[target])
 
-        return found, judge(found, answered.image, score, randomised=other)
+        return found, judge(found, _judged(answered.image), score, randomised=other)
 
     @cached_property
     def _shuffled(self) -> Model:
@@ -176,6 +178,25 @@ async def answer_each(
             return upload, refused
 
     return list(await asyncio.gather(*(one(upload) for upload in uploads)))
+
+
+def _note(log: AuditLog, answer: Answer) -> None:
+    """Log an answer; what cannot be logged is not said, which Refused (503) tells."""
+    said = answer.model_dump(by_alias=True, exclude={"name", "patient", "identity"})
+    who = answer.identity.model_dump(exclude={"time", "notice"})
+    try:
+        log.append("predict", answer=said, identity=who)
+    except LobuleError as error:
+        raise Refused(
+            503, "log", error.what, fix=error.fix or "see to the audit log of the server"
+        ) from error
+
+
+def _judged(image: ImageArray) -> ImageArray:
+    """Return a photograph on which a map is judged within seconds, however large it came."""
+    small = Image.fromarray(image)
+    small.thumbnail((_JUDGED_PX, _JUDGED_PX))
+    return np.asarray(small)
 
 
 def _manifest(sha256: str, patient: str | None, width: int, height: int, size: int) -> Manifest:

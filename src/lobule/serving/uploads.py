@@ -82,11 +82,13 @@ async def _multipart(request: Request, limits: Limits) -> Form:
         form = await request.form(
             max_files=limits.images, max_fields=limits.images + 8, max_part_size=_FIELD_BYTES
         )
-    except HTTPException as error:
-        too_many = "too many" in str(error.detail).lower()
+    except (HTTPException, ValueError) as error:
+        # a ValueError comes of a character set in which the form's own names cannot be read
+        why = str(error.detail) if isinstance(error, HTTPException) else str(error)
+        too_many = "too many" in why.lower()
         raise Refused(
             422 if too_many else 400, "too-many-images" if too_many else "malformed",
-            f"the form cannot be read: {show(str(error.detail))}",
+            f"the form cannot be read: {show(why)}",
             fix=f"send at most {limits.images} images at a time, as multipart/form-data",
         ) from error  # fmt: skip
     try:
