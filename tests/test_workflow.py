@@ -42,8 +42,8 @@ def leaky(tmp_path_factory):
 def test_a_run_holds_what_each_stage_wrote(finished_run):
     names = sorted(p.name for p in finished_run.folder.iterdir())
     assert names == [
-        "audit.json", "cases.parquet", "evaluation.json", "leakage.json", "manifest.parquet", "model",
-        "predictions.parquet", "report.html", "run.json",
+        "audit.json", "cases.parquet", "evaluation.json", "leakage.json", "manifest.parquet",
+        "model", "predictions.parquet", "report.html", "run.json",
     ]  # fmt: skip
     record = json.loads((finished_run.folder / "run.json").read_text())
     assert record["state"] == "complete"
