@@ -7,9 +7,11 @@ one of ours (DNS rebinding), a request that a browser calls cross-site is refuse
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -34,6 +36,9 @@ HEADERS = {
     "cache-control": "no-store",
 }
 """What every response carries."""
+
+DRAIN = (256 * 2**20, 10.0)
+"""Bytes and seconds for which the rest of a request's body is read once it has its answer."""
 
 OPEN = frozenset({"/healthz"})
 """Paths that need no token."""
@@ -78,32 +83,38 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for key, value in HEADERS.items():
-                    headers.setdefault(key, value)
-            await send(message)
-
+        names = {key.lower() for key, _ in scope["headers"]}
+        left = bool(names & {b"content-length", b"transfer-encoding"})
         seen = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal left, seen
             message = await receive()
+            left = message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self.limits.upload_bytes:
                 raise too_many_bytes(self.limits)
             return message
 
+        async def answered(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _add_headers(message, {"connection": "close"} if left else {})
+            elif left and not message.get("more_body", False):
+                # many a client looks for an answer when it has sent all: let it, within bounds
+                await send({**message, "more_body": True})
+                await _drain(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
         try:
             told = self._told(scope)
             if told is not None:
-                await _redirect(with_headers, told, self._cookie())
+                await _redirect(answered, told, self._cookie())
                 return
         except Refused as refused:
-            await _refuse(with_headers, refused)
+            await _refuse(answered, refused)
             return
-        await self.app(scope, counted, with_headers)
+        await self.app(scope, counted, answered)
 
     def _told(self, scope: Scope) -> str | None:
         """Check a request; return where to go where its address held the token."""
@@ -174,13 +185,29 @@ async def _redirect(send: Send, where: str, cookie: str) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+def _add_headers(start: Message, more: Mapping[str, str]) -> None:
+    headers = MutableHeaders(scope=start)
+    for key, value in {**HEADERS, **more}.items():
+        headers.setdefault(key, value)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read and drop what is left of a request's body, up to DRAIN."""
+    most, seconds = DRAIN
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            more = True
+            while more and most > 0:
+                message = await receive()
+                more = message.get("more_body", False)
+                most -= len(message.get("body", b""))
+
+
 async def _refuse(send: Send, refused: Refused) -> None:
     body = json.dumps(error_body(refused)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        # what is left of the body is not read
-        (b"connection", b"close"),
     ]
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
