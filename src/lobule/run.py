@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lobule.errors import OutputError, show
 from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.leakage import Leakage
 from lobule.files import write_json, writing
+from lobule.identity import now
 from lobule.models.bundle import Model
 
 SCHEMA = "lobule.run/1"
@@ -67,7 +67,7 @@ def claim(out: Path, request: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     write_json(
         out / RECORD,
-        {"schema": SCHEMA, "state": "incomplete", "request": request, "started": _now()},
+        {"schema": SCHEMA, "state": "incomplete", "request": request, "started": now()},
     )
 
 
@@ -75,9 +75,5 @@ def complete(out: Path, versions: dict[str, str]) -> None:
     """Mark the run as complete."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     write_json(
-        out / RECORD, {**record, "state": "complete", "finished": _now(), "versions": versions}
+        out / RECORD, {**record, "state": "complete", "finished": now(), "versions": versions}
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

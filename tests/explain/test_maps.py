@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from lobule.data.images import N_VIEWS, decode, dihedral_view
+from lobule.data.images import N_VIEWS, decode, dihedral_view, undo_view
 from lobule.errors import ModelError, UsageError
-from lobule.explain.maps import Map, explain, undo_view
+from lobule.explain.maps import Map, explain
 from lobule.models.backbones import wrap
 from lobule.models.classifier import Heads, LinearHead
 from lobule.models.engines import torch_engine

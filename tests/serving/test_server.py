@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 from lobule.audit_log import AuditLog, verify
 from lobule.cli.app import app
+from lobule.data.images import shrink
 from lobule.errors import OutputError, UsageError
 from lobule.serving.answers import Answer
 from lobule.serving.decoding import Decoder
 from lobule.serving.limits import Limits, Refused
 from lobule.serving.server import Address, check, new_token, serve
-from lobule.serving.service import _judged, _note
+from lobule.serving.service import _JUDGED_PX, _note
 
 SERVE = [sys.executable, "-c", "from lobule.cli import main; main()", "serve"]
 
@@ -197,9 +198,9 @@ def test_what_cannot_be_logged_is_not_said(served, photographs, small_disk):
 
 def test_a_map_of_a_large_photograph_is_judged_on_a_smaller_one():
     large = np.zeros((3_000, 5_000, 3), np.uint8)
-    assert _judged(large).shape == (614, 1_024, 3)
+    assert shrink(large, _JUDGED_PX).shape == (614, 1_024, 3)
     usual = np.random.default_rng(0).integers(0, 256, (460, 700, 3), dtype=np.uint8)
-    assert np.array_equal(_judged(usual), usual)
+    assert np.array_equal(shrink(usual, _JUDGED_PX), usual)
 
 
 def test_decoders_take_no_more_than_they_may():

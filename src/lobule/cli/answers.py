@@ -113,11 +113,9 @@ def _decisions(predictions: Predictions) -> list[str]:
 
 def _sets(predictions: Predictions) -> list[str]:
     """Return of each image which classes are in its set, if that is known, in words."""
-    sets, accepted = predictions.sets, predictions.accepted
+    members, accepted = predictions.members, predictions.accepted
     said = [""] * len(predictions)
-    if sets is not None:
-        classes = predictions.classes
-        members = [[c for c, in_it in zip(classes, row, strict=True) if in_it] for row in sets]
+    if members is not None:
         said = [
             m[0] if len(m) == 1 else f"uncertain: {' or '.join(m) or 'no class fits'}"
             for m in members

@@ -308,9 +308,7 @@ def _recompressed_all_ways(image: ImageArray, quality: int) -> ImageArray:
     """
     total = np.zeros(image.shape, np.uint16)
     for view in range(N_VIEWS):
-        shown = recompressed(dihedral_view(image, view), quality)
-        # a mirrored view undoes itself, a turned one its opposite
-        total += dihedral_view(shown, view if view >= 4 else -view % 4)
+        total += undo_view(recompressed(dihedral_view(image, view), quality), view)
     return ((total + N_VIEWS // 2) // N_VIEWS).astype(np.uint8)
 
 
@@ -324,3 +322,16 @@ def dihedral_view(image: NDArray[Any], view: int) -> NDArray[Any]:
         raise ValueError(f"view must be 0 to {N_VIEWS - 1}, got {view}")
     turned = np.rot90(image, view % 4, axes=(0, 1))
     return turned[:, ::-1] if view >= 4 else turned
+
+
+def undo_view(shown: NDArray[Any], view: int) -> NDArray[Any]:
+    """Turn what was made of a `dihedral_view`, (h, w, ...), back to lie as the image does."""
+    # a mirrored view undoes itself, a turned one its opposite
+    return dihedral_view(shown, view if view >= 4 else -view % 4)
+
+
+def shrink(image: ImageArray, longest_px: int) -> ImageArray:
+    """Return an image (h, w, 3) uint8 whose longer side is at most `longest_px`, to look at."""
+    small = Image.fromarray(image)
+    small.thumbnail((longest_px, longest_px))
+    return np.asarray(small)

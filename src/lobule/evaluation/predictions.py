@@ -104,6 +104,13 @@ class Predictions:
         return members
 
     @property
+    def members(self) -> list[list[str]] | None:
+        """Return the names of the classes in the set of each image, if the table says so."""
+        if self.sets is None:
+            return None
+        return [[c for c, k in zip(self.classes, row, strict=True) if k] for row in self.sets]
+
+    @property
     def accepted(self) -> NDArray[np.bool_] | None:
         """Return which images the gate lets through, (n,), if there was one."""
         if "accepted" not in self.table:

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from scipy import stats
 
 from lobule.data.images import ImageArray
+from lobule.evaluation.metrics import roc_auc
 from lobule.explain.maps import Grid, Map
 from lobule.models.bundle import Model
 from lobule.models.classifier import Matrix
@@ -171,12 +172,7 @@ def lesion_auc(evidence: Grid, lesion: NDArray[np.bool_]) -> float:
 
     nan where all or none are lesion.
     """
-    inside = evidence[lesion]
-    if not 0 < len(inside) < lesion.size:
-        return float("nan")
-    rank = stats.rankdata(evidence)[lesion.ravel()].sum()
-    n, m = len(inside), lesion.size - len(inside)
-    return float((rank - n * (n + 1) / 2) / (n * m))
+    return roc_auc(lesion.ravel().astype(np.int64), evidence.ravel()).item()
 
 
 def shuffled(model: Model, *, seed: int = 0) -> Model:

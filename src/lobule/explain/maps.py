@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lobule.data.images import N_VIEWS, ImageArray, dihedral_view
+from lobule.data.images import N_VIEWS, ImageArray, dihedral_view, undo_view
 from lobule.errors import ModelError, UsageError, first_line
 from lobule.models.bundle import Model
+from lobule.models.pooling import moments
 
 Method = Literal["cam", "gradcam"]
 
@@ -96,12 +97,6 @@ def explain(
     return Map(evidence, method, target, bias if method == "cam" else 0.0)
 
 
-def undo_view(grid: Grid, view: int) -> Grid:
-    """Turn what was found in a dihedral view back to lie as the image does."""
-    # a mirrored view undoes itself, a turned one its opposite
-    return dihedral_view(grid, view if view >= 4 else -view % 4)
-
-
 def _cam(model: Model, batch: Tensor, direction: Tensor) -> Tensor:
     """Return what each place gives to the score, (n, h, w); its mean is all but the bias."""
     backbone = model.backbone
@@ -121,18 +116,18 @@ def _cam(model: Model, batch: Tensor, direction: Tensor) -> Tensor:
         given = _weighed(maps, direction[:d])
         if backbone.pooling == "last":
             return given
-        mean = stage.mean(dim=(2, 3), keepdim=True)
-        squared = (stage - mean).square()
-        spread = (squared.mean(dim=(2, 3), keepdim=True) + 1e-12).sqrt()
+        mean, spread = (each[:, :, None, None] for each in moments(stage))
         c = stage.shape[1]
         finer = functional.interpolate(
             given[:, None], stage.shape[2:], mode="bilinear", align_corners=False
         )[:, 0]
         # interpolating must neither add nor take
         finer += (given.mean(dim=(1, 2)) - finer.mean(dim=(1, 2)))[:, None, None]
-        # a standard deviation is the mean of squared / spread
+        # a standard deviation is the mean of squared deviations over itself
         of_mean, of_spread = direction[d : d + c], direction[d + c :]
-        return finer + _weighed(stage, of_mean) + _weighed(squared / spread, of_spread)
+        return (
+            finer + _weighed(stage, of_mean) + _weighed((stage - mean).square() / spread, of_spread)
+        )
 
 
 def _gradcam(model: Model, batch: Tensor, direction: Tensor) -> Tensor:
@@ -143,9 +138,7 @@ def _gradcam(model: Model, batch: Tensor, direction: Tensor) -> Tensor:
         last, stage = _places(backbone.name, network, batch.requires_grad_())
         features = network.forward_head(last, pre_logits=True)
         if backbone.pooling == "stages":
-            mean = stage.mean(dim=(2, 3))
-            spread = (stage - mean[:, :, None, None]).square().mean(dim=(2, 3))
-            features = torch.cat([features, mean, (spread + 1e-12).sqrt()], dim=1)
+            features = torch.cat([features, *moments(stage)], dim=1)
         (slope,) = torch.autograd.grad((features @ direction).sum(), stage)
     with torch.inference_mode():
         weight = slope.mean(dim=(2, 3), keepdim=True)

@@ -167,7 +167,7 @@ def write_cases(cases: Cases, model: Model, run: Path) -> None:
     table = pa.Table.from_pandas(cases.table, preserve_index=False).append_column("direction", rows)
     record = {
         "schema": SCHEMA,
-        "features": f"{model.features_id} {model.preprocessing.id}",
+        "features": _features_of(model),
         "limit": cases.limit,
         "root": str(cases.root),
     }
@@ -196,7 +196,7 @@ def read_cases(model: Model, run: Path | None = None, *, root: Path | None = Non
         directions = np.stack(table["direction"].to_numpy())
         known = table.select(list(_COLUMNS)).to_pandas().astype("string")
         limit, kept = float(record["limit"]), Path(record["root"])
-        if record["features"] != f"{model.features_id} {model.preprocessing.id}":
+        if record["features"] != _features_of(model):
             raise DataError(
                 f"{show(file)} holds the cases of another model", fix="give the model's own run"
             )
@@ -207,3 +207,7 @@ def read_cases(model: Model, run: Path | None = None, *, root: Path | None = Non
             f"cannot read {show(file)}: {type(error).__name__} {error}", fix="train again"
         ) from error
     return Cases(known, directions.astype(np.float32), limit, root or kept)
+
+
+def _features_of(model: Model) -> str:
+    return f"{model.features_id} {model.preprocessing.id}"

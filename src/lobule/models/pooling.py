@@ -30,10 +30,15 @@ class Stages(nn.Module):
         """Return the features, those of the network first."""
         last, (stage,) = self.network.forward_intermediates(images, indices=[-2])  # type: ignore[operator]
         own = self.network.forward_head(last, pre_logits=True)  # type: ignore[operator]
-        mean = stage.mean(dim=(2, 3))
-        spread = (stage - mean[:, :, None, None]).square().mean(dim=(2, 3))
-        # a channel that is the same everywhere has no derivative at 0
-        return torch.cat([own, mean, (spread + 1e-12).sqrt()], dim=1)
+        return torch.cat([own, *moments(stage)], dim=1)
+
+
+def moments(stage: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over the places of (n, c, h, w), each (n, c)."""
+    mean = stage.mean(dim=(2, 3))
+    spread = (stage - mean[:, :, None, None]).square().mean(dim=(2, 3))
+    # a channel that is the same everywhere has no derivative at 0
+    return mean, (spread + 1e-12).sqrt()
 
 
 def pool(name: str, network: nn.Module, pooling: Pooling) -> nn.Module:

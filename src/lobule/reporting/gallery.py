@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from lobule.data.images import decode
+from lobule.data.images import decode, shrink
 from lobule.data.manifest import class_indices
 from lobule.errors import ImageError
 from lobule.evaluation.predictions import Predictions
@@ -133,8 +133,7 @@ class Thumbnail(NamedTuple):
 
 def thumbnail(path: Path, *, longest_px: int = THUMBNAIL_PX) -> Thumbnail:
     """Return an image file small enough for the page; raises ImageError if it cannot be read."""
-    small = Image.fromarray(decode(path))
-    small.thumbnail((longest_px, longest_px))
+    small = Image.fromarray(shrink(decode(path), longest_px))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
     encoded = base64.b64encode(out.getvalue()).decode()

@@ -84,10 +84,8 @@ def as_answer(
     size: (width, height) in pixels. The path of an uploaded image is the SHA-256 of its bytes.
     """
     fields: dict[str, Any] = predictions.table.iloc[row].to_dict()
-    sets, accepted = predictions.sets, predictions.accepted
-    members = None
-    if sets is not None:
-        members = [c for c, inside in zip(predictions.classes, sets[row], strict=True) if inside]
+    accepted = predictions.accepted
+    members = None if predictions.members is None else predictions.members[row]
     unlike = accepted is not None and not accepted[row]
     verdict: Verdict = "uncertain" if members is not None and len(members) != 1 else "decided"
     point = model.info.operating_points.get("image")

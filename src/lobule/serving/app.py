@@ -27,8 +27,8 @@ from lobule.serving.guard import Access, Guard, error_body
 from lobule.serving.limits import Refused
 from lobule.serving.metrics import Counting, Metrics
 from lobule.serving.pages import Pages
-from lobule.serving.service import Answered, Service, answer_each
-from lobule.serving.uploads import Upload, read_form, within
+from lobule.serving.service import Answered, Service, admit, answer_each
+from lobule.serving.uploads import Upload, within
 
 
 class ErrorBody(BaseModel):
@@ -298,10 +298,8 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
 async def _all(
     request: Request, service: Service, places: ExitStack
 ) -> list[Answered | tuple[Upload, Refused]]:
-    """Answer for each image of a request; places are taken before its body is read."""
-    places.enter_context(service.batches.place())
-    form = await read_form(request, service.limits)
-    places.enter_context(service.batches.place(len(form.uploads) - 1))
+    """Answer for each image of a request."""
+    form = await admit(request, service, places)
     return await within(request, answer_each(service, form.uploads), service.limits.request_s)
 
 

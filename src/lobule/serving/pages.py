@@ -17,9 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from lobule.data.images import ImageArray
+from lobule.data.images import ImageArray, shrink
 from lobule.data.tissue import draw_field, draw_stain
 from lobule.errors import ImageError
+from lobule.evaluation.predictions import decide
 from lobule.explain import overlay
 from lobule.explain.maps import METHODS, Method
 from lobule.identity import NOTICE
@@ -27,9 +28,9 @@ from lobule.serving import words
 from lobule.serving.answers import Answer, identify
 from lobule.serving.downloads import as_csv, as_json, data_uri, picture
 from lobule.serving.limits import Refused
-from lobule.serving.service import Answered, Explained, Service, answer_each
+from lobule.serving.service import Answered, Explained, Service, admit, answer_each
 from lobule.serving.store import Batch, Entry, Store
-from lobule.serving.uploads import Upload, display_name, read_form, within
+from lobule.serving.uploads import Upload, display_name, within
 
 EXAMPLES = ("benign", "malignant", "malignant")
 """What the made-up photographs of the first page show."""
@@ -95,9 +96,7 @@ class Pages:
         """Answer for what the form brings, and go to the result."""
         try:
             with ExitStack() as places:
-                places.enter_context(self.service.batches.place())
-                form = await read_form(request, self.service.limits)
-                places.enter_context(self.service.batches.place(len(form.uploads) - 1))
+                form = await admit(request, self.service, places)
                 mpp = _mpp(form.fields.get("mpp", ""))
                 return await self._answer(request, form.uploads, mpp)
         except Refused as refused:
@@ -165,7 +164,7 @@ class Pages:
             raise Refused(404, "gone", "there is no such case", fix="go back to the result")
         one = found.cases[k]
         try:
-            small = await asyncio.to_thread(lambda: _png(_smaller(cases.read(one))))
+            small = await asyncio.to_thread(lambda: _png(shrink(cases.read(one), _THUMBNAIL_PX)))
         except ImageError as error:
             raise Refused(404, "gone", error.what, fix="the folder may have moved") from error
         return Response(small, media_type="image/png")
@@ -249,7 +248,8 @@ class Pages:
             try:
                 image = None
                 if self.service.cases is not None:
-                    image = data_uri("image/png", _png(_smaller(self.service.cases.read(case))))
+                    small = shrink(self.service.cases.read(case), _THUMBNAIL_PX)
+                    image = data_uri("image/png", _png(small))
             except ImageError:
                 # the table still says which one it was
                 image = None
@@ -275,7 +275,7 @@ class Pages:
         found = []
         for name, answers in sorted(by_patient.items()):
             mean = np.mean([list(a.probabilities.values()) for a in answers], axis=0)
-            index = int(mean.argmax()) if point is None else int(mean[-1] >= point["threshold"])
+            index = decide(mean[None], None if point is None else point["threshold"])[0]
             found.append(Patient(name, len(answers), float(mean[-1]), info.classes[index]))
         return found
 
@@ -317,12 +317,6 @@ def _drawn_examples() -> list[ImageArray]:
         stain = draw_stain(rng)
         found.append(draw_field(rng, stain=stain, malignant=label == "malignant")[0])
     return found
-
-
-def _smaller(image: ImageArray) -> ImageArray:
-    small = Image.fromarray(image)
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    return np.asarray(small)
 
 
 def _png(image: ImageArray) -> bytes:

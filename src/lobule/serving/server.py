@@ -17,7 +17,7 @@ import uvicorn
 
 from lobule.audit_log import AuditLog
 from lobule.data.images import ImageArray
-from lobule.data.manifest import SCHEMA, Manifest
+from lobule.data.manifest import Manifest, complete
 from lobule.errors import ImageError, OutputError, UsageError
 from lobule.explain.neighbours import Cases, read_cases
 from lobule.inference.choice import Running
@@ -65,9 +65,7 @@ def serve(
     log_at = None if log is None else AuditLog(log)
     with _listening(address) as bound:
         port = bound.getsockname()[1]
-        empty = Manifest(
-            Path(), pd.DataFrame({k: pd.array([], dtype=t) for k, t in SCHEMA.items()})
-        )
+        empty = Manifest(Path(), complete(pd.DataFrame({"path": []})))
         extractor = open_extractor(opened, empty, running, cache=cache)
         cases = read_cases(opened)
         # programs are made for the size of the photographs, before the first of them comes

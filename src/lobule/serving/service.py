@@ -6,17 +6,16 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from PIL import Image
+from starlette.requests import Request
 
 from lobule.audit_log import AuditLog
-from lobule.data.images import ImageArray
+from lobule.data.images import ImageArray, shrink
 from lobule.data.manifest import SCHEMA, Manifest
 from lobule.errors import LobuleError
 from lobule.explain.faithfulness import Faithfulness, judge, shuffled
@@ -29,7 +28,7 @@ from lobule.serving.answers import Answer, as_answer
 from lobule.serving.batching import AT_ONCE, Batches
 from lobule.serving.decoding import Decoder
 from lobule.serving.limits import Limits, Refused
-from lobule.serving.uploads import Upload
+from lobule.serving.uploads import Form, Upload, read_form
 from lobule.training.features import Extractor
 
 _JUDGED_PX = 1_024
@@ -154,16 +153,26 @@ class Service:
         found = explain(self.model, answered.image, target=target, method=method)
         other = explain(self._shuffled, answered.image, target=target, method=method)
 
+        seen = shrink(answered.image, _JUDGED_PX)
+
         def score(image: ImageArray) -> float:
             # one view: eight would take eight times as long
             views = self.batches.extractor.of_one(image)
             return float(self.model.heads.tissue.probabilities(views)[target])
 
-        return found, judge(found, _judged(answered.image), score, randomised=other)
+        return found, judge(found, seen, score, randomised=other)
 
     @cached_property
     def _shuffled(self) -> Model:
         return shuffled(self.model)
+
+
+async def admit(request: Request, service: Service, places: ExitStack) -> Form:
+    """Read the images of a request; places are taken before its body is read."""
+    places.enter_context(service.batches.place())
+    form = await read_form(request, service.limits)
+    places.enter_context(service.batches.place(len(form.uploads) - 1))
+    return form
 
 
 async def answer_each(
@@ -190,13 +199,6 @@ def _note(log: AuditLog, answer: Answer) -> None:
         raise Refused(
             503, "log", error.what, fix=error.fix or "see to the audit log of the server"
         ) from error
-
-
-def _judged(image: ImageArray) -> ImageArray:
-    """Return a photograph on which a map is judged within seconds, however large it came."""
-    small = Image.fromarray(image)
-    small.thumbnail((_JUDGED_PX, _JUDGED_PX))
-    return np.asarray(small)
 
 
 def _manifest(sha256: str, patient: str | None, width: int, height: int, size: int) -> Manifest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +18,7 @@ from lobule.evaluation.evaluate import Evaluation
 from lobule.evaluation.locked import Locked
 from lobule.evaluation.predictions import Gated, Predictions
 from lobule.files import write_json
+from lobule.identity import now
 from lobule.models.backbones import Backbone
 from lobule.models.bundle import ModelInfo
 from lobule.models.classifier import Features, Heads, Matrix
@@ -192,7 +192,7 @@ def describe_model(
         tuning = asdict(recipe.tuning) | learned.trainings[-1]
     return ModelInfo(
         name=f"lobule-{recipe.name}",
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=now(),
         classes=manifest.classes,
         operating_points=settled["operating_points"],
         calibration=settled["calibration"],
