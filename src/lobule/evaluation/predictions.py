@@ -79,8 +79,8 @@ class Predictions:
 
     def probabilities(self, kind: str = "prob") -> NDArray[np.float64]:
         """Return the (n, K) columns of one of KINDS."""
-        columns = [f"{kind}_{name}" for name in self.classes]
-        values: NDArray[np.float64] = self.table[columns].to_numpy(dtype=np.float64)
+        columns = [self.table[f"{kind}_{name}"].to_numpy(np.float64) for name in self.classes]
+        values: NDArray[np.float64] = np.column_stack(columns)
         return values
 
     @property
@@ -100,15 +100,18 @@ class Predictions:
         columns = [f"set_{name}" for name in self.classes]
         if not all(column in self.table for column in columns):
             return None
-        members: NDArray[np.bool_] = self.table[columns].to_numpy(dtype=np.bool_)
+        members: NDArray[np.bool_] = np.column_stack(
+            [self.table[column].to_numpy(np.bool_) for column in columns]
+        )
         return members
 
     @property
     def members(self) -> list[list[str]] | None:
         """Return the names of the classes in the set of each image, if the table says so."""
-        if self.sets is None:
+        sets = self.sets
+        if sets is None:
             return None
-        return [[c for c, k in zip(self.classes, row, strict=True) if k] for row in self.sets]
+        return [[c for c, k in zip(self.classes, row, strict=True) if k] for row in sets]
 
     @property
     def accepted(self) -> NDArray[np.bool_] | None:
@@ -156,8 +159,7 @@ def make_predictions(
     each (n,) or the same for all images; no thresholds with more than two classes. gated: what the
     gate says, if there is one. identity: of IDENTITY what is known.
     """
-    columns: dict[str, Any] = {"path": manifest.table["path"]}
-    columns.update({name: manifest.table[name] for name in KNOWN})
+    columns: dict[str, Any] = {name: manifest.table[name].array for name in ("path", *KNOWN)}
     for kind, values in probabilities.items():
         columns.update({f"{kind}_{name}": values[:, k] for k, name in enumerate(classes)})
     columns.update({k: v for k, v in limits.items() if k.startswith("threshold")})
@@ -169,7 +171,9 @@ def make_predictions(
         columns.update(vars(gated))
     index = decide(prob, limits.get("threshold"))
     columns["decision"] = np.array(classes)[index]
-    return Predictions(pd.DataFrame({**columns, **identity}), classes)
+    # lists, which pandas types several times faster than a text that it is to repeat
+    columns.update({name: [text] * len(manifest) for name, text in identity.items()})
+    return Predictions(pd.DataFrame(columns), classes)
 
 
 def threshold_column(level: Level) -> str:

@@ -85,7 +85,8 @@ def as_answer(
     """
     fields: dict[str, Any] = predictions.table.iloc[row].to_dict()
     accepted = predictions.accepted
-    members = None if predictions.members is None else predictions.members[row]
+    sets = predictions.members
+    members = None if sets is None else sets[row]
     unlike = accepted is not None and not accepted[row]
     verdict: Verdict = "uncertain" if members is not None and len(members) != 1 else "decided"
     point = model.info.operating_points.get("image")

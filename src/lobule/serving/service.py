@@ -102,10 +102,15 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         async with self._decoded:
-            image = await loop.run_in_executor(self._waiting, self.decoder.decode, data)
+            decoding = loop.run_in_executor(self._waiting, self.decoder.decode, data)
+            # meanwhile, as it takes some ms
+            row = _manifest(data, patient)
+            image = await decoding
             views, colour = await self.batches.features(image)
         features = Features(views[None], colour[None])
-        answer = self._answer(data, image, features, name, patient)
+        predictions = predict_features(self.model, row, features, source="served")
+        height, width = image.shape[:2]
+        answer = as_answer(self.model, predictions, 0, name=name, size=(width, height))
         if self._log is not None:
             await loop.run_in_executor(self._waiting, _note, self._log, answer)
         return Answered(answer, image, features)
@@ -139,15 +144,6 @@ class Service:
             sha256=answered.answer.sha256, patient=answered.answer.patient, k=k,
         )  # fmt: skip
         return await asyncio.get_running_loop().run_in_executor(self._waiting, find)
-
-    def _answer(
-        self, data: bytes, image: ImageArray, features: Features, name: str, patient: str | None
-    ) -> Answer:
-        height, width = image.shape[:2]
-        sha256 = hashlib.sha256(data).hexdigest()
-        images = _manifest(sha256, patient, width, height, len(data))
-        predictions = predict_features(self.model, images, features, source="served")
-        return as_answer(self.model, predictions, 0, name=name, size=(width, height))
 
     def _explain(self, answered: Answered, target: int, method: Method) -> tuple[Map, Faithfulness]:
         found = explain(self.model, answered.image, target=target, method=method)
@@ -201,11 +197,9 @@ def _note(log: AuditLog, answer: Answer) -> None:
         ) from error
 
 
-def _manifest(sha256: str, patient: str | None, width: int, height: int, size: int) -> Manifest:
-    """Return the manifest of one image, whose path is its hash."""
-    known = {
-        "path": sha256, "patient": patient, "width": width, "height": height, "bytes": size,
-        "sha256": sha256,
-    }  # fmt: skip
+def _manifest(data: bytes, patient: str | None) -> Manifest:
+    """Return the manifest of one image, whose path is the hash of its file."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    known = {"path": sha256, "patient": patient, "bytes": len(data), "sha256": sha256}
     columns = {key: pd.array([known.get(key)], dtype=dtype) for key, dtype in SCHEMA.items()}
     return Manifest(Path(), pd.DataFrame(columns))
