@@ -21,8 +21,10 @@ REFUSED = "refused"
 UNREADABLE = "unreadable"
 
 
-def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, Any]:
-    """Return the rows and who says so."""
+def predictions_record(
+    predictions: Predictions, out: Path | None, maps: Path | None
+) -> dict[str, Any]:
+    """Return the rows and who says so; where the table and the heat maps were written."""
     from lobule.evaluation.predictions import IDENTITY
     from lobule.files import plain_rows
 
@@ -34,6 +36,7 @@ def predictions_record(predictions: Predictions, out: Path | None) -> dict[str, 
         **{name: str(table[name].iloc[0]) for name in IDENTITY},
         "threshold": float(table["threshold"].iloc[0]) if "threshold" in table else None,
         "out": None if out is None else str(out),
+        "maps": None if maps is None else str(maps),
         "predictions": plain_rows(table[shown]),
         "failed": dict(predictions.failed),
     }
@@ -66,13 +69,15 @@ def audit_record(predictions: Predictions, manifest: Manifest) -> dict[str, Any]
     }
 
 
-def predictions_text(predictions: Predictions, out: Path | None) -> str:
+def predictions_text(predictions: Predictions, out: Path | None, maps: Path | None) -> str:
     """Return a line an image, or counts where they were written to a file."""
     model = str(predictions.table["model"].iloc[0])
     lines = [] if out is not None else [*_lines(predictions), ""]
     lines += [_counted(predictions), f"model: {show(model)}"]
     if out is not None:
         lines.append(f"predictions: {show(out)}")
+    if maps is not None:
+        lines.append(f"heat maps: {show(maps)}; they do not show where a lesion is")
     return "\n".join([*lines, NOTICE])
 
 

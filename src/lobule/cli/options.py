@@ -126,3 +126,10 @@ RoundingChoice = Annotated[
     typer.Option("--precision", help="What it is run in; auto: the fastest that agrees here."),
 ]
 Views = Annotated[int, typer.Option(help="Views of each image: 8, or 1 in an eighth of the time.")]
+
+
+class MapMethod(StrEnum):
+    """How a heat map is made."""
+
+    cam = "cam"
+    gradcam = "gradcam"

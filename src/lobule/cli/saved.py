@@ -15,6 +15,7 @@ from lobule.cli.options import (
     Cache,
     Data,
     Json,
+    MapMethod,
     Metadata,
     OnError,
     OnErrorChoice,
@@ -53,6 +54,10 @@ def predict(
         Path | None,
         typer.Option(help="Hash-chained log to add what was answered to, without file names."),
     ] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Folder for a heat map of each image, as PNG.")
+    ] = None,
+    map_method: Annotated[MapMethod, typer.Option(help="How heat maps are made.")] = MapMethod.cam,
     json: Json = False,
 ) -> None:
     """Predict images with a saved model; exit code 5 if some could not be read."""
@@ -80,8 +85,9 @@ def predict(
     manifest = scan_files(paths, failed=lost if leaves_out else None, progress=bar)
     for file in manifest.skipped:
         say(f"passed over {show(file.path)}: {file.reason}")
+    opened = open_model(model)
     found = run(
-        open_model(model),
+        opened,
         manifest,
         on_error="skip" if leaves_out else "fail",
         running=running,
@@ -93,11 +99,18 @@ def predict(
         log.append("predict", **answers.audit_record(predictions, manifest))
     if out is not None:
         write_predictions(predictions, out, failures=reports)
+    if explain is not None:
+        # last, since the answers are there by then, whatever becomes of the maps
+        from lobule.explain.pictures import write_maps
+
+        write_maps(
+            opened, predictions, manifest.root, explain, method=map_method.value, progress=bar
+        )
     for reason in predictions.failed.values():
         say(f"{'reported' if reports else 'skipped'}: {reason}")
     emit(
-        answers.predictions_text(predictions, out),
-        answers.predictions_record(predictions, out),
+        answers.predictions_text(predictions, out, explain),
+        answers.predictions_record(predictions, out, explain),
         as_json=json,
     )
     if predictions.failed:

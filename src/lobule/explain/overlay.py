@@ -98,6 +98,19 @@ def sheet(image: ImageArray, found: Map, *, said: str, notice: str) -> ImageArra
     return np.asarray(page)
 
 
+def signed(
+    image: ImageArray, found: Map, *, of_class: str, identity: Mapping[str, object]
+) -> bytes:
+    """Return photograph (h, w, 3) uint8, map and legend as PNG.
+
+    identity: who says so, `model` and `notice` among it, which also stand in the picture; all of it
+    is in the file as text.
+    """
+    said = f"evidence for {of_class} by {found.method}; {identity['model']}"
+    page = sheet(image, found, said=said, notice=str(identity["notice"]))
+    return to_png(page, {name: str(value) for name, value in identity.items()})
+
+
 def to_png(picture: NDArray[np.uint8], said: Mapping[str, str]) -> bytes:
     """Return a picture (h, w, 3 or 4) uint8 as PNG that carries `said` as text by name."""
     info = PngInfo()

@@ -53,10 +53,8 @@ def as_json(answers: Sequence[Answer]) -> bytes:
 
 def picture(one: Answered, found: Explained) -> bytes:
     """Return photograph, map and legend as PNG; it says in text who made it and what it is for."""
-    identity = one.answer.identity
-    said = f"evidence for {found.of_class} by {found.map.method}; {identity.model}"
-    page = overlay.sheet(one.image, found.map, said=said, notice=identity.notice)
-    return overlay.to_png(page, {k: str(v) for k, v in identity.model_dump().items()})
+    identity = one.answer.identity.model_dump()
+    return overlay.signed(one.image, found.map, of_class=found.of_class, identity=identity)
 
 
 def data_uri(kind: str, data: bytes) -> str:
