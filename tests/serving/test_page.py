@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from tests.serving.conftest import TOKEN
+
+from lobule.data.scan import scan_files
+from lobule.evaluation.recalibration import Recalibration
+from lobule.inference.predictor import predict
+from lobule.models.classifier import Heads, LinearHead
 
 CHROMIUM = shutil.which("chromium")
 
@@ -271,6 +277,21 @@ def test_an_example_needs_no_file_and_a_dropped_one_no_click(watched, photograph
     one.check()
 
 
+def test_fifty_real_photographs_get_on_the_page_what_predict_says(watched, finished_run, real_data):
+    paths = sorted((real_data / "breakhis-100x").rglob("*.jpg"))[::8][:50]
+    expected = predict(finished_run.model, scan_files(paths)).table["prob_malignant"].tolist()
+    one = watched()
+    told = []
+    for half in (paths[:25], paths[25:]):
+        one.page.goto(one.origin)
+        one.send(*half)
+        one.page.wait_for_selector("table.sortable", timeout=60_000)
+        table = one.page.locator("table.sortable").first
+        told += table.locator("data").evaluate_all("all => all.map(one => Number(one.value))")
+    assert np.abs(np.array(told) - expected).max() < 1e-6
+    one.check()
+
+
 PAYLOADS = [
     "<script>window.hit=1</script>", "<img src=x onerror=window.hit=1>",
     "\"><svg onload=window.hit=1>", "'-window.hit=1-'", "javascript:window.hit=1", "{{7*7}}",
@@ -279,12 +300,17 @@ PAYLOADS = [
 ]  # fmt: skip
 
 
-def test_no_name_is_executed_by_page_or_report(watched, photographs):
+HOSTILE = [
+    before + payload for payload in PAYLOADS
+    for before in ("", " ", "=", "+", "@", "a", "\u202e", "%3C", "&lt;", "`")
+]  # fmt: skip
+
+
+def test_no_file_name_is_executed_by_page_or_report(watched, photographs):
     one = watched()
     page = one.page
     data = list(photographs[0].read_bytes())
-    names = [before + payload for payload in PAYLOADS for before in
-             ("", " ", "=", "+", "@", "a", "\u202e", "%3C", "&lt;", "`")]  # fmt: skip
+    names = HOSTILE
     assert len(names) == 100
     results = []
     for start in range(0, 100, 25):
@@ -313,9 +339,59 @@ def test_no_name_is_executed_by_page_or_report(watched, photographs):
         page.wait_for_selector("#viewer.alive")
         assert page.evaluate("window.hit") is None
     report = page.evaluate("async (u) => (await fetch(u)).text()", results[0] + "/report.html")
-    # in a page of its own, as one who was sent the file opens it
+    assert "<script" not in opened_alone(one, report)
+    assert [c for c in one.complaints if "Failed to load" not in c] == []
+
+
+def opened_alone(one, report):
+    """Open a page as one who was sent the file does; nothing in it may run."""
     alone = one.context.new_page()
     alone.set_content(report)
     assert alone.evaluate("window.hit") is None
-    assert "<script" not in report
-    assert [c for c in one.complaints if "Failed to load" not in c] == []
+    return report
+
+
+@pytest.fixture
+def of_hostile_classes(finished_run):
+    """A model of a hundred classes, whose names are scripts."""
+    model = finished_run.model
+    rng = np.random.default_rng(0)
+    tissue = model.heads.tissue
+    head = LinearHead(rng.normal(0, 0.01, (100, tissue.weight.shape[1])), np.zeros(100))
+    colour = LinearHead(np.zeros((100, model.heads.colour.weight.shape[1])), np.zeros(100))
+    info = replace(
+        model.info, classes=tuple(HOSTILE), operating_points={},
+        calibration={**model.info.calibration, **Recalibration("none").to_json()},
+        sets={**model.info.sets, "quantile": 0.05},
+    )  # fmt: skip
+    heads = Heads(head, colour, np.full(100, 0.01))
+    return replace(model, info=info, heads=heads, gate=None)
+
+
+def test_no_class_name_is_executed_by_page_or_report(
+    browser, serving, photographs, of_hostile_classes
+):
+    with serving(model=of_hostile_classes) as server:
+        one = Watched(browser, server)
+        page = one.page
+        # the front page names all classes, and so does a result
+        assert page.evaluate("window.hit") is None
+        one.send(photographs[0])
+        one.shown()
+        text = page.inner_text("body")
+        assert sum(" ".join(name.split()) in " ".join(text.split()) for name in HOSTILE) > 80
+        one.check()
+        found = page.url
+        get = "async (u) => (await fetch(u)).text()"
+        rows = list(csv.reader(io.StringIO(page.evaluate(get, found + "/answer.csv"))))
+        for cell in (cell for row in rows for cell in row):
+            assert not cell.lstrip(" ").startswith(("=", "+", "@", "\t"))
+        answer = json.loads(page.evaluate(get, found + "/answer.json"))["results"][0]["answer"]
+        assert list(answer["probabilities"]) == HOSTILE
+        assert "<script" not in opened_alone(one, page.evaluate(get, found + "/report.html"))
+        page.goto(one.origin)
+        one.send(*photographs[:3])
+        page.wait_for_selector("table.sortable")
+        assert page.evaluate("window.hit") is None
+        assert one.complaints == []
+        one.context.close()

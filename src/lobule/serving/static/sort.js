@@ -12,8 +12,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
       for (const other of headings) other.removeAttribute("aria-sort");
       heading.setAttribute("aria-sort", down ? "descending" : "ascending");
       const text = (row) => row.cells[column].textContent.trim();
-      const order = new Intl.Collator(undefined, { numeric: !heading.classList.contains("num") }).compare;
-      const by = heading.classList.contains("num") ? (a, b) => Number(text(a)) - Number(text(b)) : (a, b) => order(text(a), text(b));
+      // what is shown is rounded; <data> holds all digits
+      const number = (row) => Number(row.cells[column].querySelector("data")?.value ?? text(row));
+      const order = new Intl.Collator(undefined, { numeric: true }).compare;
+      const by = heading.classList.contains("num") ? (a, b) => number(a) - number(b) : (a, b) => order(text(a), text(b));
       const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? -by(a, b) : by(a, b)));
       table.tBodies[0].append(...rows);
     });
