@@ -39,7 +39,7 @@ class Threshold(_Strict):
 
     value: float = Field(description="Of the positive class's probability.")
     target: str = Field(description="What it was chosen for, such as 'sensitivity'.")
-    wanted: float
+    wanted: float = Field(description="Of the target.")
     source: str = Field(description="The scores that it was chosen on, in words.")
 
 
@@ -52,7 +52,10 @@ class Answer(_Strict):
     width_px: int
     height_px: int
     patient: str | None = Field(description="As sent with the image.")
-    verdict: Verdict
+    verdict: Verdict = Field(
+        description="Whether one class is left; several or none; or nothing is said, since the "
+        "image is unlike those learned from."
+    )
     decision: str | None = Field(description="Class at the operating point; null if unlike.")
     probabilities: dict[str, float] = Field(description="Calibrated, by class; they sum to 1.")
     set: list[str] | None = Field(

@@ -35,18 +35,18 @@ class ErrorBody(BaseModel):
     """Why a request, or one image, was not answered."""
 
     schema_: Literal["lobule.error/1"] = Field("lobule.error/1", alias="schema")
-    status: int
-    code: str
-    what: str
-    fix: str
-    name: str | None
+    status: int = Field(description="As in HTTP.")
+    code: str = Field(description="One word, for programs.")
+    what: str = Field(description="What is wrong, one line.")
+    fix: str = Field(description="What to do.")
+    name: str | None = Field(description="Of the image, as sent; null where none is to blame.")
 
 
 class Result(BaseModel):
     """One image: an answer, or an error."""
 
-    answer: Answer | None = None
-    error: ErrorBody | None = None
+    answer: Answer | None = Field(default=None, description="Null if there is an error.")
+    error: ErrorBody | None = Field(default=None, description="Null if there is an answer.")
 
 
 class Answers(BaseModel):
@@ -60,38 +60,40 @@ class ModelBody(BaseModel):
     """Which model answers."""
 
     schema_: Literal["lobule.served-model/1"] = Field("lobule.served-model/1", alias="schema")
-    classes: list[str]
-    positive: str
-    operating_points: dict[str, Any]
-    calibration: dict[str, Any]
-    sets: dict[str, Any]
-    training: dict[str, Any]
-    performance: dict[str, Any]
-    limits: dict[str, float]
+    classes: list[str] = Field(description="In the order of the heads, the positive one last.")
+    positive: str = Field(description="Which class thresholds and figures are about.")
+    operating_points: dict[str, Any] = Field(description="By level, as in model.json.")
+    calibration: dict[str, Any] = Field(description="As in model.json.")
+    sets: dict[str, Any] = Field(description="As in model.json.")
+    training: dict[str, Any] = Field(description="As in model.json.")
+    performance: dict[str, Any] = Field(description="As in model.json.")
+    limits: dict[str, float] = Field(description="What this server takes at most.")
     identity: Identity
 
 
 class ExplainedBody(BaseModel):
-    """A heat map. evidence: rows of the grid, from the upper left."""
+    """A heat map of one image."""
 
     schema_: Literal["lobule.explanation/1"] = Field("lobule.explanation/1", alias="schema")
     answer: Answer
-    of_class: str
+    of_class: str = Field(description="Which class the evidence is for.")
     method: str
-    unit: str
-    bias: float
-    evidence: list[list[float]]
-    faithfulness: dict[str, float | None]
+    unit: str = Field(description="Of the evidence.")
+    bias: float = Field(description="What the head says before it looks; 0 for gradcam.")
+    evidence: list[list[float]] = Field(description="Rows of the grid, from the upper left.")
+    faithfulness: dict[str, float | None] = Field(
+        description="The map beside maps that know nothing; null where a figure is undefined."
+    )
     overlay_png: str = Field(description="Photograph, map and legend, base64.")
 
 
 class CaseBody(BaseModel):
     """One known image."""
 
-    path: str
+    path: str = Field(description="Below the folder of the training images.")
     label: str
     patient: str | None
-    distance: float
+    distance: float = Field(description="1 less the cosine of the features.")
 
 
 class SimilarBody(BaseModel):
@@ -101,7 +103,7 @@ class SimilarBody(BaseModel):
     answer: Answer
     cases: list[CaseBody] | None = Field(description="Null if the model came without its cases.")
     limit: float | None = Field(description="Distance within which training images have another.")
-    none_close: bool | None
+    none_close: bool | None = Field(description="Whether even the nearest is beyond the limit.")
 
 
 class Health(BaseModel):
@@ -123,8 +125,13 @@ _BODY: dict[str, Any] = {
                         "images": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
+                            "description": "PNG, JPEG, TIFF, BMP or WebP.",
                         },
-                        "patient": {"type": "array", "items": {"type": "string"}},
+                        "patient": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "One for all images, or one for each.",
+                        },
                     },
                 }
             },
@@ -150,6 +157,8 @@ _STATUSES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what} for status, what in _STATUSES.items()
 }
+
+_OF_NO_BODY: dict[int | str, dict[str, Any]] = {s: _ERRORS[s] for s in (401, 403, 421, 503)}
 
 
 def make_app(service: Service, access: Access) -> ASGIApp:
@@ -218,9 +227,19 @@ def _add_verbs(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/explain", response_model=ExplainedBody, responses=_ERRORS, openapi_extra=_BODY)
     async def explain(
         request: Request,
-        method: Method = "cam",
-        of_class: Annotated[str | None, Query(alias="class", max_length=255)] = None,
-        kind: Annotated[Literal["json", "png"], Query(alias="as")] = "json",
+        method: Annotated[Method, Query(description="How the map is made.")] = "cam",
+        of_class: Annotated[
+            str | None,
+            Query(
+                alias="class",
+                max_length=255,
+                description="Which class the evidence is for; by default the one decided on.",
+            ),
+        ] = None,
+        kind: Annotated[
+            Literal["json", "png"],
+            Query(alias="as", description="All of it as JSON, or the picture alone."),
+        ] = "json",
     ) -> Any:  # noqa: ANN401  a response or its body
         """Say where in one image the evidence for a class lies; as JSON or as a picture."""
         classes = service.model.info.classes
@@ -250,7 +269,9 @@ def _add_verbs(app: FastAPI, service: Service, metrics: Metrics) -> None:
         )
 
     @app.post("/v1/similar", response_model=SimilarBody, responses=_ERRORS, openapi_extra=_BODY)
-    async def similar(request: Request, k: Annotated[int, Query(ge=1, le=50)] = 5) -> SimilarBody:
+    async def similar(
+        request: Request, k: Annotated[int, Query(ge=1, le=50, description="How many cases.")] = 5
+    ) -> SimilarBody:
         """Name the nearest known cases of one image, of other patients than its own."""
         with ExitStack() as places:
             one = await _one(request, service, places)
@@ -265,7 +286,7 @@ def _add_verbs(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    @app.get("/v1/model", response_model=ModelBody, responses=_ERRORS)
+    @app.get("/v1/model", response_model=ModelBody, responses=_OF_NO_BODY)
     async def model() -> ModelBody:
         """Say which model answers, and what is known of it."""
         info = service.model.info
@@ -282,14 +303,17 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
             identity=identify(service.model),
         )
 
-    @app.get("/healthz", response_model=Health)
+    @app.get(
+        "/healthz", response_model=Health,
+        responses={503: {"model": Health, "description": _STATUSES[503]}},
+    )  # fmt: skip
     async def healthz() -> Any:  # noqa: ANN401  a response or its body
         """Say whether the server takes requests; needs no token."""
         if service.ready:
             return Health(status="ok", version=__version__)
         return JSONResponse({"status": "starting", "version": __version__}, 503)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=_OF_NO_BODY)
     async def counters() -> Response:
         """Return what was counted, as Prometheus reads it."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
