@@ -121,7 +121,7 @@ def test_by_mouse_from_upload_to_downloads(watched, photographs, guarded):
     assert page.inner_text("#unit") == "log-odds"
     low, high = float(page.inner_text("#low")), float(page.inner_text("#high"))
     assert low < high
-    assert "random places" in page.inner_text("#believable")
+    until(page, "document.getElementById('believable').textContent.includes('random places')")
     page.check("input[value=contours]")
     page.wait_for_selector("#viewer[data-layer=contours]")
     page.check("input[value=gradcam]")

@@ -250,12 +250,12 @@ def _add_verbs(app: FastAPI, service: Service, metrics: Metrics) -> None:
         with ExitStack() as places:
             one = await _one(request, service, places)
             asked = of_class or one.answer.decision or classes[-1]
-            found = await within(
-                request, service.explain(one, asked, method), service.limits.request_s
-            )
-        overlay_png = picture(one, found)
-        if kind == "png":
-            return Response(overlay_png, media_type="image/png")
+            seconds = service.limits.request_s
+            found = await within(request, service.explain(one, asked, method), seconds)
+            overlay_png = picture(one, found)
+            if kind == "png":
+                return Response(overlay_png, media_type="image/png")
+            worth = await within(request, service.judge(one, found), seconds)
         return ExplainedBody(
             schema="lobule.explanation/1",
             answer=one.answer,
@@ -264,7 +264,7 @@ def _add_verbs(app: FastAPI, service: Service, metrics: Metrics) -> None:
             unit=overlay.unit(found.map),
             bias=found.map.bias,
             evidence=found.map.evidence.tolist(),
-            faithfulness={k: _finite(v) for k, v in vars(found.faithfulness).items()},
+            faithfulness={k: _finite(v) for k, v in vars(worth).items()},
             overlay_png=base64.b64encode(overlay_png).decode(),
         )
 

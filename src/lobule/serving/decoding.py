@@ -85,8 +85,6 @@ class _Worker:
             [sys.executable, "-P", "-m", __name__, *bounds],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # a usual photograph at once; of the default 64 KiB, each takes a change of process
-            pipesize=2**20,
             # Ctrl-C is for the server, which first answers what waits
             process_group=0,
         )

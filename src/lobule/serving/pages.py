@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -22,6 +24,7 @@ from lobule.data.tissue import draw_field, draw_stain
 from lobule.errors import ImageError
 from lobule.evaluation.predictions import decide
 from lobule.explain import overlay
+from lobule.explain.faithfulness import Faithfulness
 from lobule.explain.maps import METHODS, Method
 from lobule.identity import NOTICE
 from lobule.serving import words
@@ -31,6 +34,8 @@ from lobule.serving.limits import Refused
 from lobule.serving.service import Answered, Explained, Service, admit, answer_each
 from lobule.serving.store import Batch, Entry, Store
 from lobule.serving.uploads import Upload, display_name, within
+
+T = TypeVar("T")
 
 EXAMPLES = ("benign", "malignant", "malignant")
 """What the made-up photographs of the first page show."""
@@ -76,6 +81,7 @@ class Pages:
             ("GET", "/results/{name}", self.result),
             ("GET", "/results/{name}/photo.png", self.photo),
             ("GET", "/results/{name}/maps/{method}", self.map),
+            ("GET", "/results/{name}/maps/{method}/worth", self.worth),
             ("GET", "/results/{name}/maps/{method}/{layer}.png", self.layer),
             ("GET", "/results/{name}/cases/{k}.png", self.case),
             ("GET", "/results/{name}/answer.csv", self.answer_csv),
@@ -130,16 +136,20 @@ class Pages:
         return Response(await asyncio.to_thread(_png, image), media_type="image/png")
 
     async def map(self, request: Request, name: str, method: Method) -> Response:
-        """Say what a heat map's numbers are and how far it can be believed."""
+        """Say what a heat map's numbers are."""
         found = await self._map(request, self.store.entry(name), method)
         low, high = overlay.limits(found.map)
         return JSONResponse(
             {
                 "low": low, "high": high, "unit": overlay.unit(found.map),
                 "means": words.of_map(found.map, found.of_class),
-                "believable": words.believable(found.faithfulness),
             }
         )  # fmt: skip
+
+    async def worth(self, request: Request, name: str, method: Method) -> Response:
+        """Say how far a heat map can be believed."""
+        found = await self._worth(request, self.store.entry(name), method)
+        return JSONResponse({"believable": words.believable(found)})
 
     async def layer(self, request: Request, name: str, method: Method, layer: str) -> Response:
         """Return a heat map as a picture: heat, contours, legend, or overlay."""
@@ -182,12 +192,13 @@ class Pages:
         entry = self.store.entry(name)
         try:
             found: Explained | None = await self._map(request, entry, "cam")
+            worth: Faithfulness | None = await self._worth(request, entry, "cam")
         except Refused as refused:
             # a network that keeps no map of places has a report all the same
             if refused.code != "no-map":
                 raise
-            found = None
-        text = await asyncio.to_thread(self._report, entry, found)
+            found = worth = None
+        text = await asyncio.to_thread(self._report, entry, found, worth)
         return HTMLResponse(text, headers=_attached("report.html"))
 
     async def batch(self, name: str) -> Response:
@@ -228,21 +239,37 @@ class Pages:
         return RedirectResponse(where, 303)
 
     async def _map(self, request: Request, entry: Entry, method: Method) -> Explained:
-        """Return a heat map, computed once however many ask for it."""
-        if method not in entry.maps:
-            work = self.service.explain(entry.answered, _of_class(entry.answered.answer), method)
-            entry.maps[method] = asyncio.ensure_future(work)
-        # one who leaves must not take the map from the others
-        waited = asyncio.shield(entry.maps[method])
+        of_class = _of_class(entry.answered.answer)
+        work = partial(self.service.explain, entry.answered, of_class, method)
+        return await self._once(request, entry.maps, method, work)
+
+    async def _worth(self, request: Request, entry: Entry, method: Method) -> Faithfulness:
+        found = await self._map(request, entry, method)
+        work = partial(self.service.judge, entry.answered, found)
+        return await self._once(request, entry.worth, method, work)
+
+    async def _once(
+        self,
+        request: Request,
+        known: dict[Method, asyncio.Future[T]],
+        method: Method,
+        work: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Return what is known, computed once however many ask for it."""
+        if method not in known:
+            known[method] = asyncio.ensure_future(work())
+        task = known[method]
+        # one who leaves must not take it from the others
+        waited = asyncio.shield(task)
         try:
             return await within(request, waited, self.service.limits.request_s)
         except Refused:
-            if entry.maps[method].done():
+            if task.done() and known.get(method) is task:
                 # it may be refused only for now
-                del entry.maps[method]
+                del known[method]
             raise
 
-    def _report(self, entry: Entry, found: Explained | None) -> str:
+    def _report(self, entry: Entry, found: Explained | None, worth: Faithfulness | None) -> str:
         cases = []
         for case in entry.similar.cases if entry.similar is not None else ():
             try:
@@ -255,7 +282,7 @@ class Pages:
                 image = None
             cases.append((case, image))
         return self.templates.get_template("answer-report.html.j2").render(
-            answer=entry.answered.answer, entry=entry, found=found, cases=cases,
+            answer=entry.answered.answer, entry=entry, found=found, worth=worth, cases=cases,
             overlay=None if found is None
             else data_uri("image/png", picture(entry.answered, found)),
             photo=data_uri("image/png", _png(entry.answered.image)),

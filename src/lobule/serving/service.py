@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from starlette.requests import Request
@@ -31,6 +32,8 @@ from lobule.serving.limits import Limits, Refused
 from lobule.serving.uploads import Form, Upload, read_form
 from lobule.training.features import Extractor
 
+T = TypeVar("T")
+
 _JUDGED_PX = 1_024
 """Longer side of the photograph that a map is judged on: networks see no more of it."""
 
@@ -46,11 +49,10 @@ class Answered:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """A heat map for one class, and how far it can be believed."""
+    """A heat map for one class."""
 
     of_class: str
     map: Map
-    faithfulness: Faithfulness
 
 
 class Service:
@@ -117,23 +119,30 @@ class Service:
 
     async def explain(self, answered: Answered, of_class: str, method: Method) -> Explained:
         """Say where the evidence for a class lies; raises Refused if this network cannot."""
+        target = self.model.info.classes.index(of_class)
+        work = partial(explain, self.model, answered.image, target=target, method=method)
+        return Explained(of_class, await self._in_turn(work))
+
+    async def judge(self, answered: Answered, found: Explained) -> Faithfulness:
+        """Say how far a map can be believed, which takes several times as long as the map."""
+        return await self._in_turn(partial(self._judge, answered.image, found.map))
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        """Do what takes all cores, after what was asked before; raises Refused."""
         if self._explained >= self.limits.explaining:
             raise Refused(
                 429, "busy", f"{self._explained} heat maps are waiting already",
                 fix="try again in some seconds", retry_s=5,
             )  # fmt: skip
         self._explained += 1
-        target = self.model.info.classes.index(of_class)
-        run = partial(self._explain, answered, target, method)
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._explaining, run)
+            return await asyncio.get_running_loop().run_in_executor(self._explaining, work)
         except LobuleError as error:
             raise Refused(
                 422, "no-map", error.what, fix=error.fix or "ask for no heat map"
             ) from error
         finally:
             self._explained -= 1
-        return Explained(of_class, *found)
 
     async def similar(self, answered: Answered, *, k: int = 5) -> Similar | None:
         """Return the nearest cases of other patients; None if the model came without cases."""
@@ -145,18 +154,15 @@ class Service:
         )  # fmt: skip
         return await asyncio.get_running_loop().run_in_executor(self._waiting, find)
 
-    def _explain(self, answered: Answered, target: int, method: Method) -> tuple[Map, Faithfulness]:
-        found = explain(self.model, answered.image, target=target, method=method)
-        other = explain(self._shuffled, answered.image, target=target, method=method)
-
-        seen = shrink(answered.image, _JUDGED_PX)
+    def _judge(self, image: ImageArray, found: Map) -> Faithfulness:
+        other = explain(self._shuffled, image, target=found.target, method=found.method)
 
         def score(image: ImageArray) -> float:
             # one view: eight would take eight times as long
             views = self.batches.extractor.of_one(image)
-            return float(self.model.heads.tissue.probabilities(views)[target])
+            return float(self.model.heads.tissue.probabilities(views)[found.target])
 
-        return found, judge(found, seen, score, randomised=other)
+        return judge(found, shrink(image, _JUDGED_PX), score, randomised=other)
 
     @cached_property
     def _shuffled(self) -> Model:

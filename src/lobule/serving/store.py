@@ -7,6 +7,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from lobule.explain.faithfulness import Faithfulness
 from lobule.explain.maps import Method
 from lobule.explain.neighbours import Similar
 from lobule.serving.limits import Refused
@@ -24,7 +25,7 @@ class Entry:
     """One photograph and what was found out about it so far.
 
     mpp: micrometres a pixel, if told. similar: None before it was asked, or without cases.
-    maps: by method; a future, so that two who ask at once wait for one computation.
+    maps, worth: by method; futures, so that two who ask at once wait for one computation.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Entry:
     mpp: float | None
     similar: Similar | None = None
     maps: dict[Method, asyncio.Future[Explained]] = field(default_factory=dict)
+    worth: dict[Method, asyncio.Future[Faithfulness]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,15 @@ addEventListener("DOMContentLoaded", () => {
     get("colours").src = `${maps}${method}/legend.png`;
     get("legend").hidden = false;
     get("means").textContent = told.means;
-    get("believable").textContent = told.believable;
     viewer.addTiledImage({
       tileSource: { type: "image", url: `${maps}${method}/${kind}.png`, buildPyramid: false },
       opacity: opacity(),
       success: ({ item }) => { if (mine === asked) layer = item; else viewer.world.removeItem(item); box.dataset.layer = kind; },
     });
+    get("believable").textContent = "Whether it can be believed is being measured ...";
+    const measured = await fetch(`${maps}${method}/worth`, { headers: { accept: "application/json" } });
+    const worth = await measured.json();
+    if (mine === asked) get("believable").textContent = measured.ok ? worth.believable : `Whether it can be believed was not measured: ${worth.what}. What to do: ${worth.fix}.`;
   };
   for (const input of document.querySelectorAll("input[name=layer], input[name=method]")) input.addEventListener("change", show);
   get("opacity").addEventListener("input", () => { if (layer) layer.setOpacity(opacity()); });
