@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving run/model photographs [seconds]
 
-One photograph at a time against the time of the model; eight clients, 5% of whose images are bad;
-ten times as many requests a second as can be answered; and 160 clients who, once refused, ask
-again at once.
+One photograph at a time against the time of the model; heat maps; eight clients, 5% of whose
+images are bad; ten times as many requests a second as can be answered; and 160 clients who, once
+refused, ask again at once.
 """
 
 from __future__ import annotations
@@ -84,6 +84,20 @@ def latency(model: Path, url: str, files: list[bytes], paths: list[Path]) -> Non
     more = np.median(all_ - own)
     print(f"one photograph: model {np.median(own):.0f} ms, served {np.median(all_):.0f} ms")
     print(f"  {more:+.1f} ms, the median of {len(own)} differences")
+
+
+def heat_map(url: str, files: list[bytes]) -> None:
+    times: dict[str, list[float]] = {"png": [], "json": []}
+    with client(url) as asking:
+        for data in files[:6]:
+            for kind, found in times.items():
+                began = time.perf_counter()
+                reply = asking.post("/v1/explain", params={"as": kind}, content=data)
+                reply.raise_for_status()
+                found.append(time.perf_counter() - began)
+    # the first one makes the network of shuffled weights
+    map_s, all_s = (statistics.median(found[1:]) for found in times.values())
+    print(f"one heat map: {map_s:.1f} s; with whether it can be believed {all_s:.1f} s")
 
 
 def load(process: subprocess.Popen, url: str, files: list[bytes], seconds: float) -> float:
@@ -174,6 +188,7 @@ def main(model: Path, folder: Path, seconds: float = 300) -> None:
         process, url = serve(model, Path(work))
         try:
             latency(model, url, files, paths)
+            heat_map(url, files)
             rate = load(process, url, files, seconds)
             overload(url, files, 10 * rate)
             hammer(url, files)
