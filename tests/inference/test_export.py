@@ -66,7 +66,7 @@ def test_with_an_export_that_was_compared_here_torch_is_not_imported(run, images
         [sys.executable, "-c", code, run / "model", image, tmp_path / "cache"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["1", "False"], done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "False"]), done.stderr
 
 
 def test_on_another_machine_an_export_is_compared_again(run, images, tmp_path):
