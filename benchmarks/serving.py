@@ -102,7 +102,7 @@ def heat_map(url: str, files: list[bytes]) -> None:
 
 def load(process: subprocess.Popen, url: str, files: list[bytes], seconds: float) -> float:
     """Return how many images were answered in a second."""
-    statuses, times = [], []
+    found: list[tuple[int, float]] = []
     stop = time.perf_counter() + seconds
 
     def ask(seed: int) -> None:
@@ -112,15 +112,14 @@ def load(process: subprocess.Popen, url: str, files: list[bytes], seconds: float
                 data = files[rng.integers(len(files))]
                 if rng.random() < 0.05:
                     data = data[: rng.integers(len(data) // 2)] if rng.random() < 0.5 else b"bad"
-                began = time.perf_counter()
-                statuses.append(asking.post("/v1/predict", content=data).status_code)
-                times.append(time.perf_counter() - began)
+                found.append(timed(asking, data))
 
     # what is used at all is taken in the first seconds
     warm = threading.Timer(seconds / 10, lambda: before.append(memory_mb(process)))
     before: list[float] = []
     warm.start()
     run([threading.Thread(target=ask, args=(k,)) for k in range(8)])
+    statuses, times = zip(*found, strict=True)
     told = ", ".join(f"{s}: {statuses.count(s)}" for s in sorted(set(statuses)))
     median, grown = statistics.median(times) * 1000, memory_mb(process) - before[0]
     print(f"8 clients, {seconds:.0f} s: {len(statuses)} answers ({told})")

@@ -310,8 +310,7 @@ def test_no_file_name_is_executed_by_page_or_report(watched, photographs):
     one = watched()
     page = one.page
     data = list(photographs[0].read_bytes())
-    names = HOSTILE
-    assert len(names) == 100
+    assert len(HOSTILE) == 100
     results = []
     for start in range(0, 100, 25):
         found = page.evaluate(
@@ -323,7 +322,7 @@ def test_no_file_name_is_executed_by_page_or_report(watched, photographs):
               }
               return (await fetch("/analyse", {method: "POST", body: form})).url;
             }""",
-            [names[start : start + 25], data],
+            [HOSTILE[start : start + 25], data],
         )
         page.goto(found)
         assert page.locator("table.sortable").first.locator("tbody tr").count() == 25

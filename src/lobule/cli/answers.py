@@ -25,7 +25,6 @@ def predictions_record(
     predictions: Predictions, out: Path | None, maps: Path | None
 ) -> dict[str, Any]:
     """Return the rows and who says so; where the table and the heat maps were written."""
-    from lobule.evaluation.predictions import IDENTITY
     from lobule.files import plain_rows
 
     table = predictions.table
@@ -33,7 +32,7 @@ def predictions_record(
     shown = [c for c in table.columns if c in wanted or c.startswith(("prob_", "set_"))]
     return {
         "schema": "lobule.predict/1",
-        **{name: str(table[name].iloc[0]) for name in IDENTITY},
+        **predictions.identity,
         "threshold": float(table["threshold"].iloc[0]) if "threshold" in table else None,
         "out": None if out is None else str(out),
         "maps": None if maps is None else str(maps),
@@ -45,9 +44,10 @@ def predictions_record(
 def audit_record(predictions: Predictions, manifest: Manifest) -> dict[str, Any]:
     """Return what the audit log keeps of a call: hashes, answers and identity, and no names."""
     table, known = predictions.table, manifest.table.set_index("path")["sha256"]
-    accepted = predictions.accepted
-    decided = table["decision"] if accepted is None else table["decision"].where(accepted, None)
-    rows = zip(table["path"], decided, predictions.probabilities().tolist(), strict=True)
+    said = predictions.identity
+    rows = zip(
+        table["path"], predictions.decided, predictions.probabilities().tolist(), strict=True
+    )
     images = [
         {
             "sha256": str(known[path]),
@@ -62,9 +62,9 @@ def audit_record(predictions: Predictions, manifest: Manifest) -> dict[str, Any]
         "unreadable": [str(known[path]) for path in hashed],
         "unreadable_without_hash": len(predictions.failed) - len(hashed),
         "identity": {
-            "model": str(table["model"].iloc[0]),
-            "weights_sha256": str(table["weights"].iloc[0]),
-            **{key: str(table[key].iloc[0]) for key in ("preprocessing", "training_data", "tool")},
+            "model": said["model"],
+            "weights_sha256": said["weights"],
+            **{key: said[key] for key in ("preprocessing", "training_data", "tool")},
         },
     }
 
@@ -111,9 +111,7 @@ def _lines(predictions: Predictions) -> list[str]:
 
 def _decisions(predictions: Predictions) -> list[str]:
     """Return the decision on each image, or that the gate refused it."""
-    decision, accepted = predictions.table["decision"], predictions.accepted
-    said = decision if accepted is None else decision.where(accepted, REFUSED)
-    return [str(one) for one in said]
+    return [str(one) for one in predictions.decided.fillna(REFUSED)]
 
 
 def _sets(predictions: Predictions) -> list[str]:

@@ -122,6 +122,17 @@ class Predictions:
         return values
 
     @property
+    def decided(self) -> pd.Series[Any]:
+        """The class decided on, missing where the gate lets an image not through."""
+        decision, accepted = self.table["decision"], self.accepted
+        return decision if accepted is None else decision.where(accepted)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Who says so: of IDENTITY what the table has."""
+        return {name: str(self.table[name].iloc[0]) for name in IDENTITY if name in self.table}
+
+    @property
     def y(self) -> NDArray[np.int64]:
         """Class index of each image's label, (n,)."""
         return class_indices(self.table["label"], self.classes)
@@ -225,8 +236,8 @@ def _with_failed(predictions: Predictions) -> pd.DataFrame:
     # the kinds that can be empty
     kinds = {np.dtype(np.bool_): "boolean", np.dtype(np.int64): "Int64"}
     table = table.astype({n: kinds[kind] for n, kind in table.dtypes.items() if kind in kinds})
-    identity = {name: table[name].iloc[0] for name in IDENTITY if name in table}
-    rows = pd.DataFrame({"path": list(failed), **identity, "error": list(failed.values())})
+    lost = {"path": list(failed), **predictions.identity, "error": list(failed.values())}
+    rows = pd.DataFrame(lost)
     rows = rows.astype("string").reindex(columns=[*table.columns, "error"])
     typed = {name: kind for name, kind in table.dtypes.items() if name not in TEXT}
     table = pd.concat([table, rows.astype(typed)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lobule.data.images import decode
-from lobule.evaluation.predictions import IDENTITY, Predictions
+from lobule.evaluation.predictions import Predictions
 from lobule.explain.maps import Method, explain
 from lobule.explain.overlay import signed
 from lobule.files import replacing
@@ -33,15 +33,12 @@ def write_maps(
     map, OutputError if a file cannot be written.
     """
     table, classes = predictions.table, predictions.classes
-    accepted = predictions.accepted
-    decided = table["decision"] if accepted is None else table["decision"].where(accepted)
-    wanted = decided.fillna(classes[-1])
-    identity = {name: str(table[name].iloc[0]) for name in IDENTITY}
+    wanted = predictions.decided.fillna(classes[-1])
     rows = zip(table["path"], _below(list(table["path"]), root), wanted, strict=True)
     for path, below, of_class in progress(rows, total=len(table), task="explaining"):
         image = decode(root / path)
         found = explain(model, image, target=classes.index(of_class), method=method)
-        png = signed(image, found, of_class=of_class, identity=identity)
+        png = signed(image, found, of_class=of_class, identity=predictions.identity)
         with replacing(folder / f"{below}.png") as temporary:
             temporary.write_bytes(png)
 
